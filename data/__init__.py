@@ -1,0 +1,1 @@
+"""What is learned from: files become tokens, rows and batches of numpy arrays. No JAX, no model."""

@@ -1,0 +1,110 @@
+"""What is kept between runs: folders of a cache, written atomically, and facts about files that cost a reading."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_SETTLED_SECONDS = 2.0  # a file younger than this may change again within one tick of its clock
+_ABANDONED_SECONDS = 86_400.0
+
+
+def cache_folder(name: str) -> Path:
+    """The folder `name` under $JUMOK_CACHE, or under ~/.cache/jumok; created where it is missing.
+
+    Raises:
+        ValueError: it can't be created or written to.
+    """
+    root = os.environ.get("JUMOK_CACHE") or Path.home() / ".cache" / "jumok"
+    folder = Path(root).expanduser() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"the cache folder {folder} cannot be used ({reason}); set JUMOK_CACHE to one that can"
+        ) from error
+    return folder
+
+
+def digest_of(*values: Any) -> str:
+    """The hexadecimal SHA-256 of plain values, by their canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+@contextmanager
+def written_atomically(target: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `target`, for a file or a folder, which becomes `target` when the block succeeds.
+
+    A reader sees all of it or nothing, and it survives a power cut. Where another process wrote the same target
+    meanwhile, the first one stays: both hold the same.
+    """
+    _remove_abandoned(target)
+    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        for path in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
+            _sync(path)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        _sync(target.parent)
+    finally:
+        _remove(temporary)
+
+
+def file_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
+    """`compute()`, remembered under `name` for as long as the file at `path` keeps its size and time of change.
+
+    Hashing gigabytes anew at every start would cost minutes. Files that are not local are asked anew.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:  # remote, or gone, which `compute` will say
+        return compute()
+    identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+    memo = cache_folder("files") / f"{digest_of(*identity)}-{name}.json"
+    try:
+        return json.loads(memo.read_text())["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        value = compute()
+    if time.time() - status.st_mtime > _SETTLED_SECONDS:
+        with written_atomically(memo) as temporary:
+            temporary.write_text(json.dumps({"file": identity, "value": value}))
+    return value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what killed processes left of earlier attempts at `target`."""
+    for path in target.parent.glob(f"{target.name}.tmp-*"):
+        try:
+            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+        except FileNotFoundError:  # its writer has just finished
+            continue
+        if abandoned:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

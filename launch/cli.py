@@ -1,0 +1,28 @@
+"""`jumok COMMAND ...`: the table of commands. What one imports is imported when it runs."""
+
+import importlib.metadata
+import sys
+
+from train.command import TRAIN, Command, dispatch
+
+COMMANDS: dict[str, Command] = {
+    **TRAIN,
+    "evaluate": Command("train.evaluate:main", "score text with a run: perplexity, with a receipt"),
+    "generate": Command("train.generate:main", "continue prompts with a run"),
+    "export": Command("train.exchange:export_main", "write a run as a Hugging Face folder, verified"),
+    "import": Command("train.exchange:import_main", "read a Hugging Face folder as a run, verified"),
+    "data prepare": Command("launch.data_command:prepare", "tokenize a recipe's text into the cache, before it trains"),
+    "tokenizer train": Command("launch.data_command:train_tokenizer", "make a SentencePiece tokenizer from text"),
+    "tokenizer show": Command("launch.data_command:show_tokenizer", "show how a text is cut into tokens"),
+    "recipes": Command("launch.recipes_command:main", "list the recipes, with their numbers of parameters"),
+    "devices": Command("launch.devices:main", "show what JAX sees: devices, memory, versions"),
+}
+
+
+def main() -> None:
+    """The `jumok` program."""
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"jumok {importlib.metadata.version('jumok')}")
+        return
+    sys.exit(dispatch(words, COMMANDS))

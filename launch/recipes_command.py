@@ -1,0 +1,37 @@
+"""`jumok recipes`: what can be trained by name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from model.cost import count_parameters
+from model.presets import FAMILIES, family_of
+from train.config import RunConfig
+from train.console import Console
+from train.recipes import RECIPES, needs
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Lists every recipe: its family, its objective, its exact number of parameters, and what it needs to be given."""
+
+
+def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
+    """The `recipes` command."""
+    recipes = [_describe(name, recipe()) for name, recipe in RECIPES.items()]
+    rows = [
+        [recipe["name"], recipe["family"], recipe["objective"], recipe["parameters"], " ".join(recipe["needs"])]
+        for recipe in recipes
+    ]
+    console.table("", ("recipe", "family", "objective", "parameters", "needs"), rows)
+    return recipes
+
+
+def _describe(name: str, config: RunConfig) -> dict[str, Any]:
+    family = family_of(config.model)
+    return {
+        "name": name,
+        "family": next(key for key, known in FAMILIES.items() if known is family),
+        "objective": type(config.objective).__module__.rpartition(".")[2],  # an objective is a file of its name
+        "parameters": count_parameters(config.model),
+        "needs": needs(config),
+    }

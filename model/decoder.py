@@ -1,0 +1,121 @@
+"""The decoder-only transformer: token embedding, a causal stack, and a projection onto the vocabulary (GPT-2, Llama and their kin)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model.attention import LayerCache
+from model.block import Block, Context
+from model.config import StackConfig
+from model.layers import Embedding, Norm, dropout, look_up
+from model.mask import Mask
+from model.parameters import normal, param
+from model.positions import rope_tables
+from model.sharding import constrain
+from model.stack import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(StackConfig):
+    """A decoder. `vocab_size` is the model's own; the stored table is rounded up to a multiple of `vocab_multiple`."""
+
+    vocab_size: int
+    max_length: int
+    tie_embeddings: bool = True
+    vocab_multiple: int = 128
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, for a configuration that no decoder can have."""
+        super().validate()
+        for name in ("vocab_size", "max_length", "vocab_multiple"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+
+
+class Decoder(nnx.Module):
+    """Maps tokens to the logits of the token after each."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        D = config.model_dim
+        size = (config.vocab_size, config.vocab_multiple, D, config.init_std)
+        self.embedding = Embedding(*size, kind="embedding", rngs=rngs)
+        if config.positions == "learned":
+            self.positions = param(rngs, (config.max_length, D), ("positions", "embed"), normal(config.init_std), "embedding")
+        self.stack = Stack(config, rngs)
+        self.norm = Norm(D, config.norm, config.norm_epsilon, rngs)
+        if not config.tie_embeddings:
+            self.head = Embedding(*size, kind="matrix", rngs=rngs)
+
+    def hidden(
+        self,
+        tokens_BL: jax.Array,
+        positions_BL: jax.Array | None = None,
+        segments_BL: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        capture: tuple[str, ...] = (),
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The normed output of the stack [B, L, D] and what was captured of its layers.
+
+        Positions default to 0, 1, ...; tokens of different segments do not see each other; `key` turns dropout on.
+        """
+        if positions_BL is None:
+            positions_BL = jnp.arange(tokens_BL.shape[1])[None]
+        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x_BLD = dropout(self.embed(tokens_BL, positions_BL), self.config.dropout, embedding_key)
+        return self.transform(x_BLD, positions_BL, segments_BL, key=stack_key, capture=capture)
+
+    def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        """The vectors [B, L, D] that enter the stack."""
+        x_BLD = self.embedding(tokens_BL)
+        if self.config.positions == "learned":
+            x_BLD = x_BLD + look_up(constrain(self.positions[...], "positions", "act_embed"), positions_BL)
+        return constrain(x_BLD, "act_batch", "act_length", "act_embed")
+
+    def transform(
+        self,
+        x_BLD: jax.Array,
+        positions_BL: jax.Array,
+        segments_BL: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        capture: tuple[str, ...] = (),
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What `hidden` returns, of vectors that are already embedded."""
+        mask = Mask(causal=True, q_segments_BL=segments_BL, k_segments_BM=segments_BL)
+        context = Context(mask, self.rope(positions_BL))
+        x_BLD, captured = self.stack(x_BLD, context, key=key, capture=capture)
+        return self.norm(x_BLD), captured
+
+    def rope(self, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Rotary tables for these positions, where positions are rotary."""
+        if self.config.positions != "rope":
+            return None
+        return rope_tables(positions_BL, self.config.head_size, self.config.rope_theta, self.config.rope_scaling)
+
+    def logits(self, hidden_BLD: jax.Array) -> jax.Array:
+        """Unnormalised log-probabilities [B, L, V] of the next token, over the padded vocabulary."""
+        with jax.named_scope("logits"):
+            return (self.embedding if self.config.tie_embeddings else self.head).logits(hidden_BLD)
+
+    def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None) -> jax.Array:
+        """Logits [B, L, V] over the padded vocabulary."""
+        return self.logits(self.hidden(tokens_BL, positions_BL, segments_BL)[0])
+
+    def step(
+        self, layers: tuple[Block, ...], caches: tuple[LayerCache, ...], tokens_BL: jax.Array, slots_BL: jax.Array
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """Decode: L more tokens a row, each in its slot (its position in its row), seeing the slots up to its own.
+
+        `layers` is `stack.unstacked()`. Returns the normed hidden states [B, L, D] and the caches with the new keys and values.
+        """
+        x_BLD = self.embed(tokens_BL, slots_BL)
+        context = Context(Mask(causal=True, q_index_BL=slots_BL), self.rope(slots_BL), slots_BL)
+        new_caches = []
+        for block, cache in zip(layers, caches, strict=True):
+            x_BLD, cache, _ = block(x_BLD, context, cache=cache)
+            new_caches.append(cache)
+        return self.norm(x_BLD), tuple(new_caches)

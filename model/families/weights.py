@@ -1,0 +1,109 @@
+"""How a family's weights lie in Hugging Face files: one table, read in both directions.
+
+A table is a tuple of `Tensor`. What the declarations already say is not said again: a weight with a `layers` axis is
+one tensor a layer, and the padding rows of a `vocab` axis are cut on the way out and zero on the way in.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.parameters import Declaration
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of theirs ({layer} in its name: one a layer) and the weights of ours that it is made of.
+
+    Each weight is seen as a matrix, [its first `inputs` axes, its other axes], or without `inputs` as a vector; several
+    are joined along the last axis; `transposed` where theirs is stored (out, in). `gate` picks one slice of a `gate`
+    axis. A row whose weights a model does not have does not apply to it.
+    """
+
+    name: str
+    ours: tuple[str, ...]
+    inputs: int = 0
+    transposed: bool = False
+    gate: int | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of one weight of ours that one tensor of theirs holds."""
+
+    weight: str
+    index: tuple[Any, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of one model: a row of the table, at one layer."""
+
+    name: str
+    row: Tensor
+    parts: tuple[_Part, ...]
+
+    @property
+    def matrices(self) -> list[tuple[int, ...]]:
+        """The shape of each part as a matrix or a vector."""
+        i = self.row.inputs
+        return [(math.prod(p.shape[:i]), math.prod(p.shape[i:])) if i else (math.prod(p.shape),) for p in self.parts]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of their tensor."""
+        matrices = self.matrices
+        joined = (*matrices[0][:-1], sum(matrix[-1] for matrix in matrices))
+        return joined[::-1] if self.row.transposed else joined
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A family's table for one model, whose weights are `declared` and whose vocabulary has `vocab_size` tokens."""
+
+    table: tuple[Tensor, ...]
+    declared: Mapping[str, Declaration]
+    vocab_size: int
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name and shape of every tensor of theirs."""
+        return ((entry.name, entry.shape) for entry in self._entries())
+
+    def to_hugging_face(self, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Their tensors one by one, in the order of `shapes`, so that no second copy of the model is ever held."""
+        for entry in self._entries():
+            parts = [np.asarray(params[part.weight][part.index]) for part in entry.parts]
+            joined = np.concatenate([a.reshape(m) for a, m in zip(parts, entry.matrices, strict=True)], axis=-1)
+            yield entry.name, np.ascontiguousarray(joined.T if entry.row.transposed else joined)
+
+    def from_hugging_face(self, read: Callable[[str], np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
+        """Our parameters in `dtype`; `read(name)` gives each of their tensors once, in the shape that `shapes` says."""
+        params = {weight: np.zeros(declaration.shape, dtype) for weight, declaration in self.declared.items()}
+        for entry in self._entries():
+            joined = read(entry.name)
+            assert joined.shape == entry.shape, (entry.name, joined.shape, entry.shape)
+            ends = np.cumsum([matrix[-1] for matrix in entry.matrices])[:-1]
+            pieces = np.split(joined.T if entry.row.transposed else joined, ends, axis=-1)
+            for part, piece in zip(entry.parts, pieces, strict=True):
+                params[part.weight][part.index] = piece.reshape(part.shape)
+        return params
+
+    def _entries(self) -> Iterator[_Entry]:
+        rows = [row for row in self.table if all(weight in self.declared for weight in row.ours)]
+        assert {weight for row in rows for weight in row.ours} == set(self.declared), "the table names every weight"
+        for row in rows:
+            layers = self.declared[row.ours[0]].shape[0] if "{layer}" in row.name else 1
+            for layer in range(layers):
+                parts = tuple(self._part(weight, row, layer) for weight in row.ours)
+                yield _Entry(row.name.format(layer=layer), row, parts)
+
+    def _part(self, weight: str, row: Tensor, layer: int) -> _Part:
+        declaration = self.declared[weight]
+        picks: dict[str | None, Any] = {"layers": layer, "gate": row.gate, "vocab": slice(self.vocab_size)}
+        index = tuple(picks.get(axis, slice(None)) for axis in declaration.axes)
+        kept = [(i, size) for i, size in zip(index, declaration.shape, strict=True) if isinstance(i, slice)]
+        return _Part(weight, index, tuple(len(range(size)[i]) for i, size in kept))

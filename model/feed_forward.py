@@ -1,0 +1,58 @@
+"""The position-wise feed-forward layer: GELU (Hendrycks & Gimpel 2016, the tanh form of GPT-2) or gated SiLU (SwiGLU, Shazeer 2020)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from model.config import StackConfig
+from model.parameters import normal, param, zeros
+from model.sharding import constrain, einsum
+
+GATED = ("swiglu",)
+
+
+class FeedForward(nnx.Module):
+    """x -> activation(x W_in + b_in) W_out + b_out; a gated layer's gate and up projections are one weight [D, 2, F]."""
+
+    def __init__(self, config: StackConfig, rngs: nnx.Rngs):
+        self.config = config
+        D, F = config.model_dim, config.mlp_size
+        std = normal(config.init_std)
+        if config.activation in GATED:
+            self.gate_up = param(rngs, (D, 2, F), ("embed", "gate", "mlp"), std, "matrix")
+        else:
+            self.up = param(rngs, (D, F), ("embed", "mlp"), std, "matrix")
+        self.down = param(rngs, (F, D), ("mlp", "embed"), normal(config.out_std), "matrix")
+        if config.use_bias:
+            self.up_bias = param(rngs, (F,), ("mlp",), zeros, "bias")
+            self.down_bias = param(rngs, (D,), ("norm",), zeros, "bias")
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        if self.config.activation in GATED:
+            h_BLCF = checkpoint_name(einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...]), "mlp_in")
+            h_BLCF = constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp")
+            h_BLF = jax.nn.silu(h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
+        else:
+            h_BLF = checkpoint_name(einsum("BLD,DF->BLF", x_BLD, self.up[...]), "mlp_in")
+            h_BLF = constrain(h_BLF, "act_batch", "act_length", "act_mlp")
+            h_BLF = gelu_tanh(h_BLF + self.up_bias[None, None] if self.config.use_bias else h_BLF)
+        y_BLD = constrain(einsum("BLF,FD->BLD", h_BLF, self.down[...]), "act_batch", "act_length", "act_embed")
+        return y_BLD + self.down_bias[None, None] if self.config.use_bias else y_BLD
+
+
+@jax.custom_vjp
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Only x is held for the gradient."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_tanh_backward(x: jax.Array, g: jax.Array):
+    c = math.sqrt(2 / math.pi)
+    t = jnp.tanh(c * (x + 0.044715 * x * x * x))
+    return (g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)),)
+
+
+gelu_tanh.defvjp(lambda x: (gelu_tanh(x), x), _gelu_tanh_backward)

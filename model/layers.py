@@ -1,0 +1,145 @@
+"""Norms, embedding and dropout. Norms carry their own gradients: statistics in float32, saved once, nothing else held."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model.parameters import normal, ones, param, zeros
+from model.sharding import constrain, einsum
+
+_MASKED = -1e30  # a logit of probability zero that stays finite in float32 and bfloat16
+
+
+class Norm(nnx.Module):
+    """LayerNorm (Ba et al. 2016) or, without mean and bias, RMSNorm (Zhang & Sennrich 2019) over the last axis."""
+
+    def __init__(self, dim: int, kind: str, epsilon: float, rngs: nnx.Rngs):
+        self.kind, self.epsilon = kind, epsilon
+        self.scale = param(rngs, (dim,), ("norm",), ones, "scale")
+        if kind == "layer":
+            self.bias = param(rngs, (dim,), ("norm",), zeros, "bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "layer":
+            return layer_norm(self.epsilon, x, self.scale[...], self.bias[...])
+        return rms_norm(self.epsilon, x, self.scale[...])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def layer_norm(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, statistics in float32."""
+    return _layer_norm_forward(epsilon, x, scale, bias)[0]
+
+
+def _layer_norm_forward(epsilon: float, x, scale, bias):
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    rstd = jax.lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + epsilon)
+    normed = ((x32 - mean) * rstd).astype(x.dtype)
+    return normed * _row(scale, x) + _row(bias, x), (x, mean, rstd, scale)
+
+
+def _layer_norm_backward(epsilon: float, residuals, g):
+    x, mean, rstd, scale = residuals
+    g32 = g.astype(jnp.float32)
+    normed = (x.astype(jnp.float32) - mean) * rstd
+    dnormed = g32 * _row(scale, g32)
+    dx = rstd * (dnormed - dnormed.mean(-1, keepdims=True) - normed * (dnormed * normed).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), _sum_rows(g32 * normed, scale), _sum_rows(g32, scale)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def rms_norm(epsilon: float, x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, statistics in float32."""
+    return _rms_norm_forward(epsilon, x, scale)[0]
+
+
+def _rms_norm_forward(epsilon: float, x, scale):
+    x32 = x.astype(jnp.float32)
+    rstd = jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + epsilon)
+    return (x32 * rstd).astype(x.dtype) * _row(scale, x), (x, rstd, scale)
+
+
+def _rms_norm_backward(epsilon: float, residuals, g):
+    x, rstd, scale = residuals
+    g32 = g.astype(jnp.float32)
+    normed = x.astype(jnp.float32) * rstd
+    dnormed = g32 * _row(scale, g32)
+    dx = rstd * (dnormed - normed * (dnormed * normed).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), _sum_rows(g32 * normed, scale)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+def _row(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """`vector` in the dtype of `like`, shaped to broadcast against its last axis."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def _sum_rows(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The sum of `x` over all but its last axis, in the dtype of the parameter `like`."""
+    return x.sum(tuple(range(x.ndim - 1))).astype(like.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of token vectors, also used as output projection where it is tied.
+
+    Rows from `vocab_size` up to the next multiple of `vocab_multiple` are zero, get zero gradient, and are masked in the logits.
+    """
+
+    def __init__(self, vocab_size: int, vocab_multiple: int, dim: int, std: float, kind, rngs: nnx.Rngs):
+        self.vocab_size = vocab_size
+        rows = padded(vocab_size, vocab_multiple)
+        self.table = param(rngs, (rows, dim), ("vocab", "embed"), normal(std, vocab_size), kind)
+
+    def __call__(self, tokens_BL: jax.Array) -> jax.Array:
+        return look_up(constrain(self.table[...], "vocab", "act_embed"), tokens_BL)
+
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        """Unnormalised log-probabilities [B, L, V] over the padded vocabulary, the padding masked."""
+        logits_BLV = einsum("BLD,VD->BLV", x_BLD, self.table[...])
+        logits_BLV = constrain(logits_BLV, "act_batch", "act_length", "act_vocab")
+        rows = logits_BLV.shape[-1]
+        if rows == self.vocab_size:
+            return logits_BLV
+        return jnp.where((jnp.arange(rows) < self.vocab_size)[None, None], logits_BLV, _MASKED)
+
+
+def padded(vocab_size: int, vocab_multiple: int) -> int:
+    """The number of stored rows for a vocabulary: a function of the model alone, so that any mesh restores any checkpoint."""
+    return math.ceil(vocab_size / vocab_multiple) * vocab_multiple
+
+
+@jax.custom_vjp
+def look_up(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+    """The rows [B, L, D] of a table. It must be whole along D (constrain it first): where both its axes are split, XLA rematerialises the whole batch."""
+    return jnp.take(table_VD, tokens_BL, axis=0)
+
+
+def _look_up_forward(table_VD, tokens_BL):
+    # An empty slice carries the table's size and dtype to the gradient without holding the table.
+    return look_up(table_VD, tokens_BL), (tokens_BL, table_VD[:, :0])
+
+
+def _look_up_backward(residuals, g_BLD):
+    tokens_BL, like = residuals
+    # Summed in float32: a frequent token gathers thousands of gradients, which bfloat16 would round away.
+    gradient = jnp.zeros((like.shape[0], g_BLD.shape[-1]), jnp.float32).at[tokens_BL].add(g_BLD.astype(jnp.float32))
+    return gradient.astype(like.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero each element with probability `rate` and scale the rest; without a key, or at rate 0, return x."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

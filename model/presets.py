@@ -1,0 +1,65 @@
+"""The explicit tables of families and presets: a new family is a file in model/families/ and a line here."""
+
+import difflib
+from typing import Any, Protocol
+
+from model.decoder import DecoderConfig
+from model.families import gpt2, llama
+from model.families.weights import Tensor
+
+
+class Family(Protocol):
+    """What a file in model/families/ holds: presets, and the way of its models to and from Hugging Face folders."""
+
+    ARCHITECTURE: str  # as in config.json's `architectures`
+    MODEL_TYPE: str
+    PRESETS: dict[str, DecoderConfig]
+    WEIGHTS: tuple[Tensor, ...]
+    PREFIX: str  # of all tensors but the head's; a file saved from the model without its head lacks it
+    COPIES: dict[str, str]  # the tensors that a tied model's file may repeat, and of what
+    IGNORED: str  # a pattern of tensors that are not weights
+
+    def obstacles(self, config: DecoderConfig) -> list[str]:
+        """Why the architecture cannot express `config`: the fields that would have to be otherwise."""
+        ...
+
+    def to_hugging_face_config(self, config: DecoderConfig) -> dict[str, Any]:
+        """What a config.json says of this model."""
+        ...
+
+    def from_hugging_face_config(self, values: dict[str, Any]) -> DecoderConfig:
+        """The model that a config.json describes."""
+        ...
+
+
+FAMILIES: dict[str, Family] = {"gpt2": gpt2, "llama": llama}
+
+PRESETS: dict[str, DecoderConfig] = {
+    name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()
+}
+
+
+def family_of(config: DecoderConfig) -> Family:
+    """The family whose Hugging Face architecture expresses `config`. Raises ValueError, saying what each would need."""
+    reasons = []
+    for family in FAMILIES.values():
+        obstacles = family.obstacles(config)
+        if not obstacles:
+            return family
+        reasons.append(f"{family.ARCHITECTURE} needs {', '.join(obstacles)}")
+    raise ValueError(f"no known architecture expresses this model: {'; '.join(reasons)}")
+
+
+def family_of_architecture(values: dict[str, Any]) -> Family:
+    """The family of a config.json. Raises ValueError for an unknown architecture, naming the nearest that is known."""
+    known = {family.ARCHITECTURE: family for family in FAMILIES.values()}
+    match values.get("architectures"):
+        case [str(name)] if name in known:
+            return known[name]
+        case [str(name)]:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise ValueError(
+                f"config.json: the architecture {name} is not known; the nearest that is known is {nearest}"
+            )
+        case other:
+            raise ValueError(f"config.json: architectures={other} must name one of {', '.join(known)}")

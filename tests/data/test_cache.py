@@ -1,0 +1,90 @@
+"""The cache: whole or absent, and never trusted over a file that changed."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from data import cache
+from data.cache import cache_folder, file_fact, written_atomically
+
+pytestmark = pytest.mark.core
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def write(folder):
+        with written_atomically(tmp_path / "target") as temporary:
+            if folder:
+                temporary.mkdir()
+            (temporary / "a" if folder else temporary).write_text("half")
+            raise RuntimeError
+
+    for folder in (False, True):
+        with pytest.raises(RuntimeError):
+            write(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_of_two_writers_of_a_folder_stays(tmp_path):
+    target = tmp_path / "folder"
+    with written_atomically(target) as late:
+        late.mkdir()
+        (late / "a").write_text("late")
+        with written_atomically(target) as early:
+            early.mkdir()
+            (early / "a").write_text("early")
+    assert (target / "a").read_text() == "early"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_day(tmp_path):
+    for name, age in (("old", 90_000), ("new", 10)):
+        left = tmp_path / f"folder.tmp-{name}"
+        left.mkdir()
+        (left / "tokens").write_text("half")
+        os.utime(left, (time.time() - age, time.time() - age))
+    with written_atomically(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.tmp-new"]
+
+
+def test_facts_are_remembered_until_the_file_changes(tmp_path):
+    path, asked = tmp_path / "file", []
+
+    def fact():
+        asked.append(path.read_text())
+        return len(asked)
+
+    path.write_text("one")
+    old = time.time() - 60
+    os.utime(path, (old, old))
+    assert [file_fact(str(path), "fact", fact) for _ in range(3)] == [1, 1, 1]
+    assert file_fact(str(path), "another fact", fact) == 2
+    path.write_text("two")  # of this very moment: it might change again within the clock's tick
+    assert [file_fact(str(path), "fact", fact) for _ in range(2)] == [3, 4]
+    os.utime(path, (old + 1, old + 1))
+    assert [file_fact(str(path), "fact", fact) for _ in range(2)] == [5, 5]
+
+
+def test_damaged_memory_is_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)
+    (tmp_path / "file").write_text("text")
+    assert file_fact(str(tmp_path / "file"), "fact", lambda: "right") == "right"
+    (memo,) = cache_folder("files").iterdir()
+    for damage in ("", "{", "[]", "{}"):
+        memo.write_text(damage)
+        assert file_fact(str(tmp_path / "file"), "fact", lambda: "right") == "right"
+
+
+def test_where_the_cache_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "mine"))
+    assert cache_folder("x") == tmp_path / "mine" / "x"
+    monkeypatch.delenv("JUMOK_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    assert cache_folder("x") == tmp_path / "home" / ".cache" / "jumok" / "x"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be used .*; set JUMOK_CACHE to one that can"):
+        cache_folder("x")

@@ -1,0 +1,81 @@
+"""tokenizer.json: transformers gives the same ids and the same text as we do."""
+
+import json
+
+import pytest
+
+from data.tokenizer import (
+    ByteTokenizer,
+    CarriedTokenizer,
+    CharacterTokenizer,
+    SentencePieceTokenizer,
+    train_sentencepiece,
+)
+from data.tokenizer_json import to_files, to_tokenizer_config, to_tokenizer_json
+
+
+def _tokenizer(kind, texts):
+    match kind:
+        case "bytes":
+            return ByteTokenizer()
+        case "characters":
+            return CharacterTokenizer.of(texts)
+        case _:
+            return train_sentencepiece(texts, 400 if kind == "bpe" else 300, kind)
+
+
+def _check(tokenizer, texts, folder):
+    transformers = pytest.importorskip("transformers")
+    for name, content in to_files(tokenizer).items():
+        (folder / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.start_id, tokenizer.end_id)
+    assert len(theirs) == tokenizer.vocab_size
+    for text in texts:
+        tokens = tokenizer.encode(text).tolist()
+        assert theirs(text).input_ids == tokens, text
+        assert theirs.decode(tokens) == tokenizer.decode(tokens) == text
+        marked = [tokenizer.start_id, *tokens, tokenizer.end_id]
+        assert theirs.decode(marked, skip_special_tokens=True) == tokenizer.decode(marked)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "bpe", "unigram"])
+def test_transformers_agree(kind, english, tricky, tmp_path):
+    texts = [*tricky, english, *english.splitlines()[:50]]
+    _check(_tokenizer(kind, [english] if kind in ("bpe", "unigram") else texts), texts, tmp_path)
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 4000])
+def test_transformers_agree_on_public_text(vocab_size, tmp_path, shared_data, tricky):
+    shakespeare = (shared_data / "lm" / "tinyshakespeare.txt").read_text("utf-8")
+    korean = (shared_data / "mt" / "ko-en-news" / "dev.ko").read_text("utf-8")
+    lines = shakespeare.splitlines()[:500] + korean.splitlines()[:500]
+    english_only = vocab_size == 1000  # Korean then is bytes
+    tokenizer = train_sentencepiece([shakespeare] if english_only else [shakespeare, korean], vocab_size)
+    _check(tokenizer, [*tricky, *lines, shakespeare[:100_000], korean[:20_000]], tmp_path)
+
+
+@pytest.mark.core
+def test_the_shape_of_the_files(english):
+    tokenizer = train_sentencepiece([english], 400)
+    content = to_tokenizer_json(tokenizer)
+    vocabulary = content["model"]["vocab"]
+    assert sorted(vocabulary.values()) == list(range(400))
+    assert " the" in vocabulary
+    assert all(first + second in vocabulary for first, second in content["model"]["merges"])
+    assert to_tokenizer_config(tokenizer)["bos_token"] == "<s>"
+    files = to_files(tokenizer)
+    assert sorted(files) == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    assert json.loads(files["tokenizer.json"]) == content
+
+
+@pytest.mark.core
+def test_foreign_files_stay_as_they_are(english):
+    carried = CarriedTokenizer({"tokenizer.json": b"{ }", "merges.txt": b"x"})
+    assert to_files(carried) == carried.files
+    with pytest.raises(ValueError, match=r"no tokenizer.json can be written for this carried tokenizer"):
+        to_tokenizer_json(carried)
+    model = train_sentencepiece([english], 400).files["tokenizer.model"]
+    imported = SentencePieceTokenizer(model, {"tokenizer.json": b"theirs", "tokenizer_config.json": b"too"})
+    assert to_files(imported)["tokenizer.json"] == b"theirs"
+    assert to_files(imported)["tokenizer_config.json"] == b"too"

@@ -1,0 +1,472 @@
+"""Hugging Face folders out and in: parity with transformers, round trips, and folders that are refused."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import train.export
+from data.tokenizer import ByteTokenizer, load_tokenizer
+from model.cost import count_parameters
+from model.decoder import DecoderConfig
+from model.families.weights import Layout
+from model.parameters import merge
+from model.positions import RopeScaling
+from model.presets import family_of
+from train.export import export_folder, import_folder
+from train.state import blueprint
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+GPT2 = DecoderConfig(num_layers=2, model_dim=16, num_heads=4, vocab_size=300, max_length=24, dropout=0.1)
+LLAMA = DecoderConfig(
+    num_layers=2,
+    model_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    mlp_dim=24,
+    vocab_size=300,
+    max_length=64,
+    norm="rms",
+    activation="swiglu",
+    positions="rope",
+    rope_theta=500.0,
+    rope_scaling=RopeScaling(factor=4.0, high_frequency_factor=3.0, original_max_length=16),
+    use_bias=False,
+    tie_embeddings=False,
+)
+CONFIGS = {
+    "gpt2": GPT2,
+    "gpt2_untied": dataclasses.replace(GPT2, tie_embeddings=False, mlp_dim=20),
+    "llama": LLAMA,
+    "llama_tied": dataclasses.replace(LLAMA, tie_embeddings=True, rope_scaling=None, head_dim=4, num_kv_heads=4),
+}
+
+
+def random_params(config: DecoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights of which all matter, biases and scales too; padding is zero."""
+    random = np.random.default_rng(seed)
+    params = {}
+    for name, weight in blueprint(config).declared.items():
+        params[name] = (random.normal(size=weight.shape) * 0.2 + (weight.kind == "scale")).astype(np.float32)
+        if "vocab" in weight.axes:
+            params[name][config.vocab_size :] = 0
+    return params
+
+
+def logits(config: DecoderConfig, params: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+    skeleton = blueprint(config).skeleton
+    weights = {name: jnp.asarray(a, jnp.float32) for name, a in params.items()}
+    return np.asarray(jax.jit(lambda weights: merge(skeleton, weights)(tokens))(weights))[..., : config.vocab_size]
+
+
+def golden_folder(name: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]:
+    """Writes a golden model as a folder (a key of config.json that is `...` is left out); gives the golden values."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        golden = dict(file.items())
+    folder.mkdir()
+    values = {key: value for key, value in (json.loads(str(golden["config"])) | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(values))
+    save_file(tensors_of(golden), folder / "model.safetensors", metadata={"format": "pt"})
+    return golden
+
+
+def tensors_of(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key.removeprefix("weight/"): a for key, a in golden.items() if key.startswith("weight/")}
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path: Path) -> Path:
+    golden_folder("gpt2", tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def refused(folder: Path, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as error:
+        import_folder(folder)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{folder}: ")
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the tensors of a folder; `change` gets them and gives them back."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+# Parity with transformers
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama_tied"])
+def test_an_imported_model_computes_what_transformers_computes(name: str, tmp_path: Path):
+    golden = golden_folder(name, tmp_path / "model")
+    config, params, _ = import_folder(tmp_path / "model")
+    tokens, expected = golden["tokens"], golden["logits"]
+    assert np.abs(logits(config, params, tokens) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+    plan = blueprint(config)
+
+    def loss(params):
+        log_p = jax.nn.log_softmax(merge(plan.skeleton, params)(tokens)[:, :-1])
+        return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).mean()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))({n: jnp.asarray(a) for n, a in params.items()})
+    assert abs(value - golden["loss"]) <= 1e-5 * golden["loss"]
+    layout = Layout(family_of(config).WEIGHTS, plan.declared, config.vocab_size)
+    theirs = dict(layout.to_hugging_face(gradients))
+    for key in (key for key in golden if key.startswith("gradient/")):
+        difference = np.abs(theirs[key.removeprefix("gradient/")] - golden[key]).max()
+        assert difference <= 1e-5 * np.abs(golden[key]).max(), key
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_loads_an_exported_model_and_computes_the_same(name: str, tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config, params = CONFIGS[name], random_params(CONFIGS[name])
+    export_folder(params, config, None, tmp_path / "model", shard_bytes=8_000)
+    model, facts = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(facts[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.num_parameters() == count_parameters(config)
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, 20), np.int32)
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    assert np.abs(logits(config, params, tokens) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_transformers_loads_the_exported_tokenizer(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    export_folder(random_params(GPT2), GPT2, tmp_path / "tokenizer", tmp_path / "model")
+    text = "Grüße,  \n\tworld \N{GRINNING FACE}"
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert loaded(text).input_ids == ByteTokenizer().encode(text).tolist()
+    assert (loaded.bos_token_id, loaded.eos_token_id) == (256, 256)
+    assert loaded.decode(loaded(text).input_ids) == text
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "model")
+    assert (generation.bos_token_id, generation.eos_token_id) == (256, 256)
+
+
+# Export
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_survives_export_and_import(name: str, tmp_path: Path):
+    config, params = CONFIGS[name], random_params(CONFIGS[name])
+    progress: list[tuple[int, int]] = []
+    receipt = export_folder(params, config, None, tmp_path / "model", progress=lambda *done: progress.append(done))
+    assert receipt["architecture"] == {"g": "GPT2LMHeadModel", "l": "LlamaForCausalLM"}[name[0]]
+    assert receipt["parameters"] == progress[-1][0] // 4 == progress[-1][1] // 4
+    assert receipt["max_logit_difference"] <= 1e-5 * receipt["max_logit"]
+    kept = json.loads((tmp_path / "model" / "jumok_receipt.json").read_text())
+    assert {"path": str(tmp_path / "model"), **kept} == receipt
+    assert not [path for path in tmp_path.iterdir() if path.name != "model"]
+
+    again, reread, files = import_folder(tmp_path / "model")
+    assert again.resolved() == dataclasses.replace(config, dropout=again.dropout).resolved()
+    assert reread.keys() == params.keys()
+    for weight, array in params.items():
+        np.testing.assert_array_equal(array, reread[weight])
+    assert files.keys() == {"generation_config.json"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounded_weights_stay_rounded_through_import_and_export(dtype: str, tmp_path: Path):
+    params = {name: jnp.asarray(array) for name, array in random_params(LLAMA).items()}
+    receipt = export_folder(params, LLAMA, None, tmp_path / "first", dtype=dtype)
+    assert receipt["dtype"] == json.loads((tmp_path / "first" / "config.json").read_text())["torch_dtype"] == dtype
+    config, reread, _ = import_folder(tmp_path / "first")
+    assert {array.dtype.name for array in reread.values()} == {dtype}
+    export_folder(reread, config, None, tmp_path / "second")
+    first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_many_files_hold_what_one_would(tmp_path: Path):
+    params = random_params(GPT2)
+    export_folder(params, GPT2, None, tmp_path / "one")
+    export_folder(params, GPT2, None, tmp_path / "many", shard_bytes=10_000)
+    files = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    assert len(files) > 3
+    assert sum(file.stat().st_size > 12_000 for file in files) == 1  # the embedding, larger than the limit by itself
+    together = {name: array for file in files for name, array in load_file(file).items()}
+    alone = load_file(tmp_path / "one" / "model.safetensors")
+    assert together.keys() == alone.keys()
+    assert all(np.array_equal(together[name], alone[name]) for name in alone)
+    _, reread, _ = import_folder(tmp_path / "many")
+    assert all(np.array_equal(reread[name], params[name]) for name in params)
+
+
+def test_weights_that_lie_on_a_mesh_are_exported(tmp_path: Path):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("fsdp",))
+    params: dict[str, Any] = random_params(LLAMA)
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    params["stack.layers.mlp.down"] = jax.device_put(params["stack.layers.mlp.down"], spread)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = {name: a if isinstance(a, jax.Array) else jax.device_put(a, everywhere) for name, a in params.items()}
+    export_folder(params, LLAMA, None, tmp_path / "model")
+    _, reread, _ = import_folder(tmp_path / "model")
+    np.testing.assert_array_equal(reread["stack.layers.mlp.down"], params["stack.layers.mlp.down"])
+
+
+def test_a_target_that_is_not_empty_is_refused_and_an_empty_one_taken(tmp_path: Path):
+    params = random_params(GPT2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        with pytest.raises(ValueError, match="already exists and is not an empty folder"):
+            export_folder(params, GPT2, None, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    export_folder(params, GPT2, None, tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    params = random_params(GPT2)
+    with pytest.raises(ValueError, match="dtype=int8 must be one of float32, float16, bfloat16"):
+        export_folder(params, GPT2, None, tmp_path / "model", dtype="int8")
+    with pytest.raises(ValueError, match="not finite as float16; export as bfloat16 or float32"):
+        export_folder(
+            params | {"norm.bias": params["norm.bias"] + 1e6}, GPT2, None, tmp_path / "model", dtype="float16"
+        )
+    with pytest.raises(ValueError, match="not finite as float32; export another checkpoint"):
+        export_folder(params | {"norm.bias": params["norm.bias"] * np.nan}, GPT2, None, tmp_path / "model")
+    with pytest.raises(ValueError, match="no known architecture"):
+        export_folder(params, dataclasses.replace(GPT2, norm="rms"), None, tmp_path / "model")
+
+    # A file that is not what it should be, and a config.json that says something else.
+    def damaged(shard, *args, **options):
+        save_file(shard | {"transformer.ln_f.bias": shard["transformer.ln_f.bias"] + 1}, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.export, "save_file", damaged)
+        with pytest.raises(RuntimeError, match=r"the tensor transformer\.ln_f\.bias was not written as it is"):
+            export_folder(params, GPT2, None, tmp_path / "model")
+    with monkeypatch.context() as patch:
+        other = dataclasses.replace(GPT2, norm_epsilon=0.1)
+        patch.setattr(family_of(GPT2), "from_hugging_face_config", lambda values: other)
+        with pytest.raises(RuntimeError, match="the folder's logits differ from the run's by"):
+            export_folder(params, GPT2, None, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_of_a_tokenizer_are_carried_byte_for_byte(tmp_path: Path):
+    golden_folder("gpt2", tmp_path / "model")
+    given = {
+        "tokenizer.json": b'{"model": {"type": "BPE", "vocab": {"a": 0, "<e>": 1}, "merges": []}}',
+        "tokenizer_config.json": b'{"tokenizer_class": "GPT2Tokenizer",  "eos_token": "<e>"}',
+        "merges.txt": "#version: 0.2\n\u0120 a\n".encode(),
+        "generation_config.json": b'{"eos_token_id": [1, 3], "temperature": 0.6}',
+    }
+    for name, content in given.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    (tmp_path / "model" / "README.md").write_text("not carried")
+    config, params, files = import_folder(tmp_path / "model")
+    assert files == given
+    (tmp_path / "tokenizer").mkdir()
+    for name, content in files.items():
+        (tmp_path / "tokenizer" / name).write_bytes(content)
+    export_folder(params, config, tmp_path / "tokenizer", tmp_path / "again")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in given} == given
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == [1, 3]
+
+
+def test_a_tokenizer_made_here_can_be_run_again_after_an_import(tmp_path: Path):
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    export_folder(random_params(GPT2), GPT2, tmp_path / "tokenizer", tmp_path / "model")
+    _, _, files = import_folder(tmp_path / "model")
+    (tmp_path / "again").mkdir()
+    for name, content in files.items():
+        (tmp_path / "again" / name).write_bytes(content)
+    loaded = load_tokenizer(tmp_path / "again")
+    assert loaded.digest == ByteTokenizer().digest
+
+
+# Folders of others
+
+
+def test_a_file_saved_without_the_head_is_read_with_its_buffers_and_copies(tmp_path: Path):
+    golden = golden_folder("gpt2", tmp_path / "model", bos_token_id=..., dtype=..., torch_dtype="float32")
+
+    def old(tensors):
+        bare = {name.removeprefix("transformer."): array for name, array in tensors.items()}
+        bare |= {f"h.{layer}.attn.bias": np.tril(np.ones((1, 1, 24, 24), np.bool_)) for layer in (0, 1)}
+        return bare | {
+            "h.0.attn.masked_bias": np.full(1, -1e4, np.float32),
+            "lm_head.weight": bare["wte.weight"].copy(),
+        }
+
+    rewrite(tmp_path / "model", old)
+    config, params, files = import_folder(tmp_path / "model")
+    difference = np.abs(logits(config, params, golden["tokens"]) - golden["logits"]).max()
+    assert difference <= 1e-5 * np.abs(golden["logits"]).max()
+    assert json.loads(files["generation_config.json"]) == {"eos_token_id": 1}
+
+
+def test_a_folder_of_mixed_types_is_read_exactly(tmp_path: Path):
+    golden_folder("llama", tmp_path / "model")
+    rewrite(
+        tmp_path / "model",
+        lambda tensors: {n: a.astype(ml_dtypes.bfloat16 if "mlp" in n else np.float16) for n, a in tensors.items()},
+    )
+    _, params, _ = import_folder(tmp_path / "model")
+    assert {array.dtype.name for array in params.values()} == {"float32"}
+
+
+def with_tensor(name: str, array: Any):
+    return lambda tensors: tensors | {name: array}
+
+
+WTE = "transformer.wte.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: {n: a for n, a in t.items() if n != WTE}, f"the weights of {WTE} are missing"),
+        (lambda t: {n: a for n, a in t.items() if ".0." not in n}, "h.0.ln_1.weight, .* and more are missing"),
+        (with_tensor("transformer.h.2.ln_1.bias", np.zeros(16, np.float32)), "h.2.ln_1.bias are no part of GPT2LM"),
+        (with_tensor(WTE, np.zeros((71, 16), np.float32)), r"wte.weight is \[71, 16\] instead of \[70, 16\]"),
+        (with_tensor(WTE, np.full((70, 16), np.nan, np.float32)), "wte.weight holds values that are not finite"),
+        (with_tensor(WTE, np.zeros((70, 16), np.int8)), "wte.weight is of type I8, not of F32, F16, BF16"),
+        (with_tensor("lm_head.weight", np.zeros((70, 16), np.float32)), "and yet they differ"),
+    ],
+)
+def test_tensors_that_are_not_the_models_are_refused(change, sentence: str, gpt2_folder: Path):
+    rewrite(gpt2_folder, change)
+    refused(gpt2_folder, sentence)
+
+
+def test_an_untied_model_needs_its_head(tmp_path: Path):
+    golden_folder("gpt2", tmp_path / "model", tie_word_embeddings=False)
+    refused(tmp_path / "model", r"lm_head\.weight are missing")
+
+
+def test_sizes_without_end_are_refused_at_once(tmp_path: Path):
+    golden_folder("gpt2", tmp_path / "model", n_layer=10**9, n_embd=10**9, n_head=1)
+    refused(tmp_path / "model", "and more are missing, which config.json makes part of the model")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "config.json is not valid JSON"),
+        (b"[]", "config.json must hold an object"),
+        (b'{"n_layer": 1, "n_layer": 2}', "the key n_layer is there twice"),
+        (b'{"n_layer": NaN}', "NaN is not a JSON value"),
+        (b"\xff\xfe", "config.json is not valid JSON"),
+        (b"[" * 100_000, "config.json is not valid JSON"),
+        (b'{"architectures": ["BertModel"]}', "the architecture BertModel is not known; the nearest"),
+        (b'{"architectures": ["GPT2LMHeadModel"], "model_type": "llama"}', "model_type=llama is not GPT2LMHeadModel's"),
+    ],
+)
+def test_a_damaged_or_foreign_configuration_is_refused(content: bytes, sentence: str, gpt2_folder: Path):
+    (gpt2_folder / "config.json").write_bytes(content)
+    refused(gpt2_folder, sentence)
+
+
+def header(text: bytes, size: int | None = None) -> bytes:
+    return (len(text) if size is None else size).to_bytes(8, "little") + text
+
+
+ENTRY = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not safetensors",
+        header(b"{}", 10**15),
+        header(b"{}", 1000),
+        header(b"{]"),
+        header(b'{"a":' + ENTRY + b"}"),
+        header(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}") + bytes(4),
+        header(b'{"a":' + ENTRY + b"}") + bytes(5),
+        header(b'{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'),
+    ],
+)
+def test_damaged_weights_are_refused(content: bytes, gpt2_folder: Path):
+    (gpt2_folder / "model.safetensors").write_bytes(content)
+    refused(gpt2_folder, "model.safetensors is damaged or is not a safetensors file")
+
+
+def test_a_truncated_file_is_refused(gpt2_folder: Path):
+    file = gpt2_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(gpt2_folder, "model.safetensors is damaged")
+
+
+def test_a_folder_without_what_is_needed_is_refused(gpt2_folder: Path, tmp_path: Path):
+    refused(tmp_path / "nowhere", "does not exist")
+    refused(gpt2_folder / "config.json", "is not a folder")
+    (gpt2_folder / "model.safetensors").unlink()
+    refused(gpt2_folder, "neither model.safetensors nor model.safetensors.index.json is there")
+    (gpt2_folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refused(gpt2_folder, "the weights are in pytorch_model.bin, a pickle, .* save the model as safetensors")
+    (gpt2_folder / "config.json").unlink()
+    refused(gpt2_folder, "config.json is missing")
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("../secret.safetensors", "would lead out of the folder"),
+        ("/etc/secret.safetensors", "would lead out of the folder"),
+        ("inner/a.safetensors", "would lead out of the folder"),
+        ("..\\secret.safetensors", "would lead out of the folder"),
+        ("link.safetensors", "is a link out of the folder"),
+        ("absent.safetensors", "absent.safetensors is missing"),
+        ("weights.bin", "weights.bin is not a safetensors file"),
+        (3, "weight_map must be an object"),
+    ],
+)
+def test_an_index_that_leaves_the_folder_is_refused(file: Any, sentence: str, gpt2_folder: Path, tmp_path: Path):
+    (gpt2_folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    os.symlink(tmp_path / "secret.safetensors", gpt2_folder / "link.safetensors")
+    (gpt2_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {WTE: file}}))
+    refused(gpt2_folder, sentence)
+
+
+def test_an_index_that_disagrees_with_its_files_is_refused(tmp_path: Path):
+    export_folder(random_params(GPT2), GPT2, None, tmp_path / "model", shard_bytes=10_000)
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    del values["weight_map"]["transformer.ln_f.bias"]
+    index.write_text(json.dumps(values))
+    refused(tmp_path / "model", r"the tensor transformer\.ln_f\.bias of model-.* is not named; copy")
+    values["weight_map"] |= {
+        "transformer.ln_f.bias": "model-00001-of-00004.safetensors",
+        "x": values["weight_map"][WTE],
+    }
+    index.write_text(json.dumps(values))
+    refused(tmp_path / "model", "the tensor .* is not in model-")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_link_out_of_the_folder_is_refused(name: str, gpt2_folder: Path, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.write_bytes((gpt2_folder / name).read_bytes() if (gpt2_folder / name).exists() else b"{}")
+    (gpt2_folder / name).unlink(missing_ok=True)
+    os.symlink(outside, gpt2_folder / name)
+    refused(gpt2_folder, f"{name} is a link out of the folder; copy the folder with its links followed")
+
+
+def test_code_that_a_tokenizer_asks_for_is_refused(gpt2_folder: Path):
+    (gpt2_folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["x.Y", null]}}')
+    refused(gpt2_folder, "tokenizer_config.json: auto_map asks for code from the folder")

@@ -1,0 +1,170 @@
+"""Run directories: one writer, whatever dies; configurations whole or not at all; and how a RUN is spelled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from train import run_directory
+from train.run_directory import RunDirectory, is_step, json_text, resolve
+
+HOLD_THE_LOCK = """
+import sys, time
+from train.run_directory import RunDirectory
+with RunDirectory(sys.argv[1]).lock():
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An object store in memory, with a heartbeat that is quick enough for a test."""
+    store = MemoryFileSystem(skip_instance_cache=True)
+    store.store, store.pseudo_dirs = {}, [""]
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
+    monkeypatch.setattr(run_directory, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(run_directory, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(run_directory, "_SETTLE_SECONDS", 0.02)
+    return "gs://bucket"
+
+
+def test_nothing_is_created_before_create(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "runs" / "a")
+    assert not run.exists()
+    with pytest.raises(ValueError, match=r"is not a run directory: it has no config.json"):
+        run.read_config()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ValueError, match="cannot be a run directory: a file stands in its place"):
+        run.create()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_config_round_trip(tmp_path: Path, bucket: str, remote: bool) -> None:
+    run = RunDirectory(f"{bucket}/a" if remote else tmp_path / "a")
+    config = {"name": "é", "model": {"sizes": [1, 2]}, "steps": 10, "rate": 1e-3, "path": None}
+    run.create()
+    run.write_config({"old": 1})
+    run.write_config(config)
+    assert run.read_config() == config
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b""])
+def test_a_config_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json (cannot be read as JSON|must hold a JSON object)"):
+        RunDirectory(tmp_path).read_config()
+
+
+def test_an_interrupted_write_leaves_the_old_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = RunDirectory(tmp_path)
+    run.write_config({"steps": 1})
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_config({"steps": 2})
+    assert run.read_config() == {"steps": 1}
+
+
+@pytest.mark.core
+def test_spellings_of_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"^{folder} is not a run directory: it has no config.json$"):
+        resolve(str(folder))
+    RunDirectory(folder).write_config({})
+    for spec, which in [("", None), ("/", None), ("@best", "best"), ("/checkpoints/20", 20), ("/checkpoints/0/", 0)]:
+        run, found = resolve(f"{folder}{spec}")
+        assert (str(run), found) == (str(folder), which)
+    for spec in ("/checkpoints", "/checkpoints/020", "/checkpoints/last", "/tokenizer", "x"):
+        with pytest.raises(ValueError, match="there is no run directory"):
+            resolve(f"{folder}{spec}")
+    with pytest.raises(ValueError, match="names two checkpoints"):
+        resolve(f"{folder}/checkpoints/20@best")
+
+
+def test_step_names() -> None:
+    assert [name for name in ("0", "10", "007", "1.tmp", "-1", "", "٣", "1e3") if is_step(name)] == ["0", "10"]
+
+
+def test_tracebacks_have_files_of_their_own(tmp_path: Path) -> None:
+    path = RunDirectory(tmp_path / "a").write_traceback("Traceback ...")
+    assert path.parent == tmp_path / "a"
+    assert path.read_text() == "Traceback ..."
+
+
+def test_json_is_strict() -> None:
+    value = {"loss": float("nan"), "norm": np.float32("inf"), 3: (np.int64(2), np.bool_(True)), "text": "ü"}
+    assert json.loads(json_text(value)) == {"loss": None, "norm": None, "3": [2, True], "text": "ü"}
+
+
+@pytest.mark.core
+def test_one_writer_until_it_dies(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "a")
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(run)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"^{run} is being written by process {holder.pid} on .*; wait") as error:
+            run.lock().__enter__()
+        assert "\n" not in str(error.value)
+        holder.send_signal(signal.SIGKILL)
+    with run.lock() as check:
+        check()
+        with pytest.raises(ValueError, match=f"is being written by process {os.getpid()} on"):
+            run.lock().__enter__()
+    with run.lock():
+        pass
+
+
+def test_a_heartbeat_where_there_are_no_locks(bucket: str) -> None:
+    run = RunDirectory(f"{bucket}/a")
+    heartbeat = run.path / "heartbeat.json"
+    with run.lock() as check:
+        with pytest.raises(ValueError, match=f"^gs://bucket/a is being written by process {os.getpid()} on"):
+            run.lock().__enter__()
+        check()
+    assert not heartbeat.exists()
+
+    heartbeat.write_text('{"host": "dead", "pid": 1, "lock": "x", "beat": 7}')
+    began = time.monotonic()
+    with run.lock() as check:
+        assert time.monotonic() - began > run_directory.STALE_SECONDS
+        heartbeat.write_text('{"host": "other", "pid": 1, "lock": "y", "beat": 0}')  # taken over while this one slept
+        with pytest.raises(RuntimeError, match="was taken over by another writer"):
+            check_for_seconds(check, 5)
+    assert json.loads(heartbeat.read_text())["host"] == "other"
+
+
+def check_for_seconds(check, seconds: float) -> None:
+    for _ in range(int(seconds * 100)):
+        check()
+        time.sleep(0.01)
+
+
+def test_a_file_system_without_locks_gets_a_heartbeat(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", unsupported)
+    run = RunDirectory(tmp_path)
+    with run.lock():
+        assert (tmp_path / "heartbeat.json").exists()
+        with pytest.raises(ValueError, match="is being written by process"):
+            run.lock().__enter__()
+    assert not (tmp_path / "heartbeat.json").exists()

@@ -1,0 +1,1 @@
+"""How it learns: objectives, the step, checkpoints, evaluation, generation and export."""

@@ -1,0 +1,428 @@
+"""Checkpoints: asynchronous, atomic, sharded by Orbax; verified by digests of our own.
+
+Orbax restores a flipped bit silently, casts a changed dtype silently, and reports a failed save only to those who wait
+for it. So every checkpoint carries a manifest in the same atomic commit: a digest of every array, computed on the
+devices before saving and again after restoring, beside its dtype and shape and the caller's record (configuration,
+position in the data, evaluation). The digests find corruption, not an adversary.
+
+    RUN/checkpoints/STEP/ITEM/               the arrays of one item ("params", ...), as a flat dict of dotted names
+    RUN/checkpoints/STEP/manifest/metadata   {format, step, record, arrays: {ITEM/NAME: {digest, dtype, shape}}, sha256}
+
+A step's folder is there whole or not at all, so its name alone says that it was committed.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+from jax.experimental import multihost_utils
+
+from train.run_directory import first_line, is_local, is_step, json_text
+
+FORMAT = 1
+
+Items = dict[str, Any]  # item -> pytree of arrays, or of jax.ShapeDtypeStruct that say what to restore
+
+_MANIFEST = "manifest"
+_COMMITTED = "commit_success.txt"  # Orbax commits by this file where it cannot rename a folder atomically
+_DELETING = ".deleting"
+
+
+def _operational(default: int) -> int:
+    return field(default=default, metadata={"operational": True})
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written, in steps, and which are kept.
+
+    Kept are the last `keep_last`, the best `keep_best` by evaluation, and each whose step is a multiple of
+    `keep_every` (0: none).
+    """
+
+    every: int = _operational(1000)
+    keep_last: int = _operational(3)
+    keep_best: int = _operational(1)
+    keep_every: int = _operational(0)
+
+    def validate(self) -> None:
+        """Raises ValueError for numbers that mean nothing."""
+        for name, least in {"every": 1, "keep_last": 1, "keep_best": 0, "keep_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"checkpoint {step} cannot be used: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+class Checkpoints:
+    """The checkpoints in one folder. Close it, or use it as a context: a save that still runs is waited for.
+
+    Of many processes all call the same methods in the same order; the first alone writes the manifest and deletes.
+
+    Args:
+        folder: RUN/checkpoints, local or of an object store; made by the first save.
+        config: which checkpoints are kept.
+        writer: whether to save here, as the only one that does. The leftovers of killed saves and of interrupted
+            deletions are then removed.
+    """
+
+    def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None, *, writer: bool = False):
+        folder = epath.Path(folder)
+        self._folder = epath.Path(os.path.abspath(folder)) if is_local(folder) else folder  # as Orbax demands
+        self._config = config or CheckpointConfig()
+        self._config.validate()
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler()) if writer else None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: concurrent.futures.Future[None] | None = None
+        self._intact: set[int] = set()  # seen whole by this object: saved, or restored in full
+        self._damaged: set[int] = set()
+        logging.getLogger("absl").addFilter(_is_news)
+        if writer and jax.process_index() == 0:
+            self._remove_leftovers()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The committed steps, ascending; whether they verify is for `restore` to find."""
+        return sorted(int(path.name) for path in self._listing() if is_step(path.name) and self._is_committed(path))
+
+    def save(self, step: int, items: Items, record: dict[str, Any]) -> None:
+        """Saves in the background; on return the arrays may be donated.
+
+        An earlier save is waited for, and its error raised. A step that was seen whole is left as it is; a damaged one
+        is replaced.
+
+        Args:
+            step: completed updates; the folder's name.
+            items: pytrees of arrays by name; each can be restored without the others.
+            record: plain values; "evaluation", in nats per token, decides which checkpoint is best.
+        """
+        if self._orbax is None:
+            raise RuntimeError("these checkpoints were opened for reading")
+        self.wait()
+        if step in self._intact:
+            return
+        trees = {item: _flatten(tree) for item, tree in items.items()}
+        digests = jax.device_get(jax.tree.map(_digest, trees))
+        arrays = {
+            f"{item}/{name}": {"digest": _hex(digests[item][name]), **_description(array)}
+            for item, tree in trees.items()
+            for name, array in tree.items()
+        }
+        # Through JSON and back, so that the digest is of what a reader will parse.
+        manifest = json.loads(json_text({"format": FORMAT, "step": step, "record": record, "arrays": arrays}))
+        manifest["sha256"] = _sha256(manifest)
+        saved = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._orbax.save(
+                self._path(step), ocp.args.Composite(**saved, **{_MANIFEST: ocp.args.JsonSave(manifest)}), force=True
+            )
+        except (OSError, ValueError) as error:
+            raise RuntimeError(_failed_save(step, error)) from error
+        self._saving = self._thread.submit(self._finish, step, self._orbax)
+
+    def check(self) -> None:
+        """Raises the error of a save that has failed in the background. Cheap: for every step."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the save that runs is committed, and older ones are deleted; raises its error."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._orbax is not None:
+                self._orbax.close()
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The record saved with a step, without reading its arrays; raises DamagedCheckpoint."""
+        return self._manifest(step)["record"]
+
+    def digest(self, step: int, item: str) -> str:
+        """A SHA-256, in hexadecimal, of the digests of an item's arrays as they were saved."""
+        arrays = self._manifest(step)["arrays"]
+        return _sha256({name: array for name, array in arrays.items() if name.startswith(f"{item}/")})
+
+    def best(self) -> int | None:
+        """The committed step of the lowest evaluation (of equals the earliest), or None where none was evaluated."""
+        evaluations = self._evaluations(self.steps())
+        return next(iter(_ranked(evaluations)), None)
+
+    def restore(self, step: int, abstract: Items) -> Items:
+        """Reads items of a step onto devices and verifies them.
+
+        Args:
+            step: a committed step.
+            abstract: for each wanted item its pytree with jax.ShapeDtypeStruct leaves, whose shardings may be of any
+                mesh. Items not named are not read.
+
+        Raises:
+            DamagedCheckpoint: an array is missing, unknown, of another shape or dtype, unreadable, or not what was
+                saved.
+            ValueError: there is no such step, or a newer program wrote it.
+        """
+        manifest = self._manifest(step)
+        wanted = {item: _flatten(tree) for item, tree in abstract.items()}
+        for item, tree in wanted.items():
+            _compare(step, item, tree, manifest["arrays"])
+        trees = self._read(step, wanted)
+        digests = jax.device_get(jax.tree.map(_digest, trees))
+        for item, tree in digests.items():
+            for name, digest in tree.items():
+                if _hex(digest) != manifest["arrays"][f"{item}/{name}"]["digest"]:
+                    raise DamagedCheckpoint(step, f"{item}/{name} holds other values than were saved")
+        if set(wanted) == {name.split("/")[0] for name in manifest["arrays"]}:
+            self._intact.add(step)
+        return {
+            item: jax.tree.unflatten(jax.tree.structure(abstract[item]), [trees[item][name] for name in tree])
+            for item, tree in wanted.items()
+        }
+
+    def newest(
+        self, abstract: Items, report: Callable[[str], None] = lambda sentence: None
+    ) -> tuple[int, Items, dict[str, Any]] | None:
+        """The newest step that verifies, its items and its record; None where nothing was saved.
+
+        Args:
+            abstract: as for `restore`.
+            report: gets a sentence for each step that is skipped.
+
+        Raises:
+            ValueError: there are checkpoints, and none verifies.
+        """
+        reasons = []
+        for step in reversed(self.steps()):
+            try:
+                return step, self.restore(step, abstract), self.record(step)
+            except DamagedCheckpoint as damage:
+                self._damaged.add(step)
+                reasons.append(f"{step}: {damage.reason}")
+                report(f"skipped {damage}")
+        if reasons:
+            raise ValueError(f"no checkpoint in {self._folder} can be used ({'; '.join(reasons)})")
+        return None
+
+    def _path(self, step: int) -> epath.Path:
+        return self._folder / str(step)
+
+    def _listing(self) -> list[epath.Path]:
+        return list(self._folder.iterdir()) if self._folder.is_dir() else []
+
+    def _is_committed(self, path: epath.Path) -> bool:
+        return path.is_dir() and (is_local(path) or (path / _COMMITTED).exists())
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        """Reads and verifies a step's manifest."""
+        if not self._is_committed(self._path(step)):
+            raise ValueError(f"there is no checkpoint {step} in {self._folder}; it has {self.steps() or 'none'}")
+        try:
+            manifest = json.loads((self._path(step) / _MANIFEST / "metadata").read_text())
+            written_format, sha256 = manifest["format"], manifest.pop("sha256")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DamagedCheckpoint(step, "it has no readable manifest") from error
+        if isinstance(written_format, int) and written_format > FORMAT:
+            raise ValueError(
+                f"checkpoint {step} was written by a newer jumok"
+                f" (format {written_format}, this program reads up to {FORMAT}); update jumok"
+            )
+        if sha256 != _sha256(manifest):
+            raise DamagedCheckpoint(step, "its manifest is not what was saved")
+        if manifest["step"] != step:
+            raise DamagedCheckpoint(step, f"its manifest is that of step {manifest['step']}")
+        return manifest
+
+    def _read(self, step: int, wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, jax.Array]]:
+        arrays: dict[str, dict[str, jax.Array]] = {item: {} for item in wanted}
+        damage = None
+        names = [(item, name) for item, tree in wanted.items() for name in tree]
+        for item, name in names:
+            try:
+                arrays[item][name] = _read_array(self._path(step) / item, name, wanted[item][name])
+            except (ValueError, LookupError, OSError, NotImplementedError) as error:
+                reason = first_line(error).split(" [tensorstore_spec=")[0]
+                damage = DamagedCheckpoint(step, f"{item}/{name} cannot be read ({reason})")
+                break
+        # A process reads its own shards only: unless all know of the damage, the others wait for this one forever.
+        if jax.process_count() > 1:
+            damaged = multihost_utils.process_allgather(np.array(damage is not None))
+            if damaged.any() and damage is None:
+                damage = DamagedCheckpoint(step, f"process {damaged.argmax()} cannot read its part")
+        if damage is not None:
+            raise damage
+        return arrays
+
+    def _evaluations(self, steps: list[int]) -> dict[int, float | None]:
+        """The evaluation of each of these steps whose manifest can be read."""
+        evaluations = {}
+        for step in steps:
+            try:
+                evaluations[step] = self.record(step).get("evaluation")
+            except ValueError:
+                continue
+        return evaluations
+
+    def _finish(self, step: int, orbax: ocp.AsyncCheckpointer) -> None:
+        """In the background: waits for the commit, reads the manifest back, and then deletes what is not kept."""
+        try:
+            orbax.wait_until_finished()
+        except Exception as error:
+            raise RuntimeError(_failed_save(step, error)) from error
+        self._intact.add(step)
+        self._damaged.discard(step)
+        if jax.process_index() != 0:
+            return
+        self._manifest(step)
+        # What cannot be read or is known to be damaged is neither counted nor deleted: it is someone's to look at.
+        evaluations = self._evaluations([old for old in self.steps() if old <= step and old not in self._damaged])
+        for old in evaluations.keys() - _kept(evaluations, self._config):
+            self._delete(self._path(old))
+
+    def _delete(self, path: epath.Path) -> None:
+        """Deletes a checkpoint, which first stops being one: an interruption leaves no half of it under its name."""
+        if is_local(path):
+            path = path.rename(path.with_name(path.name + _DELETING))
+        else:
+            (path / _COMMITTED).unlink(missing_ok=True)
+        path.rmtree()
+
+    def _remove_leftovers(self) -> None:
+        for path in self._listing():
+            unfinished = ocp.path.atomicity_types.TMP_DIR_SUFFIX in path.name or path.name.endswith(_DELETING)
+            if unfinished or (is_step(path.name) and path.is_dir() and not self._is_committed(path)):
+                path.rmtree()
+
+
+def _read_array(folder: epath.Path, name: str, abstract: Any) -> jax.Array:
+    """Reads the shards of an array that this process needs, all at once.
+
+    TensorStore, which Orbax writes with, is asked directly: at a damaged shard Orbax abandons its other reads, and each
+    of them prints a traceback.
+    """
+    base = {"driver": "file", "path": f"{folder}/"} if is_local(folder) else f"{folder}/"
+    spec = {"driver": "auto", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+    store = tensorstore.open(spec, read=True).result()
+    if (store.shape, store.dtype.numpy_dtype) != (abstract.shape, abstract.dtype):
+        raise ValueError(f"it is stored as {store.dtype.name} {list(store.shape)}")
+    indices = abstract.sharding.addressable_devices_indices_map(abstract.shape).values()
+    reads = {str(index): store[index].read() for index in indices}  # replicas share a read
+    return jax.make_array_from_callback(abstract.shape, abstract.sharding, lambda index: reads[str(index)].result())
+
+
+def _is_news(entry: logging.LogRecord) -> bool:
+    """Drops the traceback that Orbax logs of a failed save, which is raised to the caller too."""
+    return not entry.pathname.endswith("async_checkpointer.py")
+
+
+def _failed_save(step: int, error: BaseException) -> str:
+    return f"checkpoint {step} could not be saved: {first_line(error)}"
+
+
+def _ranked(evaluations: dict[int, float | None]) -> list[int]:
+    """The evaluated steps, best first."""
+    scores = [(score, step) for step, score in evaluations.items() if isinstance(score, int | float)]
+    return [step for _, step in sorted(scores)]
+
+
+def _kept(evaluations: dict[int, float | None], config: CheckpointConfig) -> set[int]:
+    """Which of the steps the configuration keeps."""
+    kept = {*sorted(evaluations)[-config.keep_last :], *_ranked(evaluations)[: config.keep_best]}
+    return kept | {step for step in evaluations if config.keep_every and step % config.keep_every == 0}
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """A pytree as a flat dict of dotted names: stored alike whatever its containers are, and without collisions."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise ValueError("two arrays of a checkpoint have the same dotted name; rename one of their keys")
+    return flat
+
+
+def _compare(step: int, item: str, wanted: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Raises DamagedCheckpoint at the first array of an item that is not as wanted."""
+    stored = {name.removeprefix(f"{item}/"): array for name, array in arrays.items() if name.startswith(f"{item}/")}
+    if missing := wanted.keys() - stored.keys():
+        raise DamagedCheckpoint(step, f"it has no {item}/{min(missing)}")
+    if unknown := stored.keys() - wanted.keys():
+        raise DamagedCheckpoint(step, f"it holds {item}/{min(unknown)}, which this run does not have")
+    for name, array in wanted.items():
+        for what, needed in _description(array).items():
+            if (held := stored[name][what]) != needed:
+                raise DamagedCheckpoint(step, f"{item}/{name} has {what} {held}, and this run needs {needed}")
+
+
+def _description(array: Any) -> dict[str, Any]:
+    return {"dtype": str(array.dtype), "shape": list(array.shape)}
+
+
+def _sha256(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _hex(digest: Any) -> str:
+    return "".join(f"{int(part):08x}" for part in digest)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which each bit depends on each (lowbias32 of Chris Wellons's hash prospector)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+@jax.jit
+def _digest(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two uint32 that differ, but for a chance of 2^-64, if any bit of an array differs or elements change places.
+
+    Each is the wrap-around sum over the elements of hash(bits, hash of the index in each dimension): integer addition
+    commutes, so every sharding over every mesh gives the same sum, and the bijective hash lets no single change go
+    unseen. Indices are hashed per dimension because a flat index would overflow. One reduction carries both sums:
+    nothing of the array's size is written, which two reductions do on CPU.
+    """
+    if array.dtype == jnp.bool_:
+        bits = array.astype(jnp.uint32)
+    else:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    hashes = []
+    for seed in (0x9E3779B9, 0x85EBCA6B):
+        key = jnp.uint32(seed)
+        for axis, size in enumerate(bits.shape):
+            index = jax.lax.iota(jnp.uint32, size) + jnp.uint32(seed * (2 * axis + 3) % 2**32)
+            key += jax.lax.expand_dims(_mix(index), [other for other in range(bits.ndim) if other != axis])
+        hashes.append(_mix(bits ^ key))
+    zero = jnp.uint32(0)
+    first, second = jax.lax.reduce(
+        tuple(hashes), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(bits.ndim))
+    )
+    return first, second

@@ -1,0 +1,238 @@
+"""The configuration of a run: frozen dataclasses of plain values with a strict JSON round trip.
+
+A field lives on the dataclass of the component that reads it (`DecoderConfig` in model/decoder.py, `DataConfig` in
+data/dataset.py, ...); this file holds what belongs to no single component, and the codec. A field is *identity*, so
+that a difference on resume is refused, unless it is marked `OPERATIONAL`.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Annotated, Any, Literal, TypeVar
+
+import jax
+import tyro
+
+from data.dataset import DataConfig
+from model.decoder import DecoderConfig
+from train.checkpoint import CheckpointConfig
+from train.mesh import MeshConfig
+from train.objectives.causal_lm import CausalLMConfig
+from train.optimizer import OptimizerConfig
+
+OPERATIONAL = {"operational": True}
+
+
+def _operational(default: Any) -> Any:
+    return field(default=default, metadata=OPERATIONAL)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often a row of metrics is written, in steps."""
+
+    every: int = _operational(10)
+    tensorboard: bool = _operational(True)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Validation while training: every `every` steps (0: only at the end), on at most `tokens` tokens (0: all)."""
+
+    every: int = _operational(0)
+    tokens: int = _operational(0)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The text written at the end of a run, so that a person can read what was learned; `tokens` 0 for none."""
+
+    prompt: str = _operational("")
+    tokens: int = _operational(120)
+    temperature: float = _operational(0.8)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """An XProf trace of `steps` steps (0: none) from step `start` on, written into the run's tensorboard folder."""
+
+    start: int = _operational(10)
+    steps: int = _operational(0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is."""
+
+    model: DecoderConfig
+    data: DataConfig = DataConfig()
+    objective: CausalLMConfig = CausalLMConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sample: SampleConfig = SampleConfig()
+    profile: ProfileConfig = ProfileConfig()
+    name: str = _operational("run")  # what the run is called
+    run_dir: str | None = _operational(None)  # None: runs/NAME
+    steps: int = 1000  # the schedule's length
+    stop_after: int | None = _operational(None)  # end this invocation after that many steps
+    seed: int = 0  # of weights, order, dropout and sampling
+    batch_size: int = _operational(32)  # sequences a step, over all devices
+    micro_batches: int = _operational(1)  # parts that a batch is computed in, one after another
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute dtype; auto: bfloat16 on accelerators
+    deterministic: bool = _operational(False)  # bit-equal repetition on GPUs too, slower
+    nonfinite_limit: int = _operational(20)  # steps in a row without finite gradients that end the run
+    init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None  # RUN whose weights it starts from
+    freeze: tuple[str, ...] = ()  # patterns of parameter names that are not learned
+
+
+Config = TypeVar("Config")
+
+_LEAST = {
+    "steps": 1,
+    "stop_after": 1,
+    "seed": 0,
+    "batch_size": 1,
+    "micro_batches": 1,
+    "nonfinite_limit": 1,
+    "log.every": 1,
+    "evaluate.every": 0,
+    "evaluate.tokens": 0,
+    "sample.tokens": 0,
+    "profile.start": 0,
+    "profile.steps": 0,
+}
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The same configuration with nothing left to follow from other fields or from the devices."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    run_dir = config.run_dir or f"runs/{config.name}"
+    return dataclasses.replace(config, model=config.model.resolved(), precision=precision, run_dir=run_dir)
+
+
+def with_model(config: RunConfig, model: DecoderConfig) -> RunConfig:
+    """The configuration with another model's architecture; how it is computed, and its dropout, stay as they are."""
+    kept = {
+        item.name: getattr(config.model, item.name)
+        for item in dataclasses.fields(config.model)
+        if item.metadata.get("operational") or "dropout" in item.name
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(model, **kept))
+
+
+def validate(config: RunConfig) -> None:
+    """Raise ValueError, in one sentence, for a configuration that no run can have, whatever the devices."""
+    from_json(type(config), to_json(config), "the configuration")  # types, and finite numbers
+    for section in (config.model, config.data, config.optimizer, config.checkpoint):
+        section.validate()
+    for name, least in _LEAST.items():
+        value = attrgetter(name)(config)
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+    if config.seed >= 2**31:
+        raise ValueError(f"seed={config.seed} must be less than 2147483648")
+    if config.batch_size % config.micro_batches:
+        raise ValueError(f"batch_size={config.batch_size} must be a multiple of micro_batches={config.micro_batches}")
+    if (examples := config.steps * config.batch_size) >= 2**32:
+        raise ValueError(
+            f"steps={config.steps} x batch_size={config.batch_size} are {examples:,} examples, and a run counts less "
+            f"than {2**32:,}; take fewer steps, or longer rows with --data.max-length"
+        )
+    length = config.data.max_length
+    if config.model.positions == "learned" and length > config.model.max_length:
+        raise ValueError(
+            f"data.max_length={length} is longer than the model's max_length={config.model.max_length}, and its "
+            f"positions are learned; pass --data.max-length {config.model.max_length}, or a longer --model.max-length"
+        )
+    config.objective.validate(length)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as the JSON object that `from_json` reads back to an equal one."""
+    return {item.name: _encode(getattr(config, item.name)) for item in dataclasses.fields(config)}
+
+
+def from_json(cls: type[Config], value: Any, source: str = "config.json") -> Config:
+    """The configuration that a JSON value describes; fields that it leaves out take their defaults.
+
+    Raises:
+        ValueError: in one sentence that begins with `source`, for unknown or missing fields and values of other types.
+    """
+    try:
+        return _decode(cls, value, "")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """The identity fields in which two resolved configurations differ: dotted name, old value, new value."""
+    optimizer = new.optimizer
+    # Without a falling end, the schedule reads the run's length only where the warm-up has to be shortened for it.
+    endless = optimizer.schedule in ("constant", "noam") and optimizer.warmup_steps < min(old.steps, new.steps)
+    return [change for change in _differences(old, new, "") if not (change[0] == "steps" and endless)]
+
+
+def _differences(old: Any, new: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    for item in dataclasses.fields(new):
+        name, before, after = prefix + item.name, getattr(old, item.name), getattr(new, item.name)
+        if item.metadata.get("operational"):
+            continue
+        if dataclasses.is_dataclass(after) and type(before) is type(after):
+            yield from _differences(before, after, f"{name}.")
+        elif before != after:
+            yield name, before, after
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    return [_encode(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`: a dataclass, number, string, bool, Literal, tuple, or one of these or None."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _decode_fields(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (option for option in options if option is not types.NoneType)
+        return None if value is None else _decode(inner, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = options[:1] * len(value) if options[1:] == (...,) else options
+        if len(inner) == len(value):
+            return tuple(
+                _decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(inner, value, strict=True))
+            )
+    if origin is Literal and any(value == option and type(value) is type(option) for option in options):
+        return value
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    names = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false", tuple: "a list"}
+    expected = f"one of {', '.join(map(str, options))}" if origin is Literal else names[origin or hint]
+    raise ValueError(f"{where} must be {expected}, got {value!r}")
+
+
+def _decode_fields(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'the configuration'} must be an object, got {value!r}")
+    prefix, hints = f"{where}." if where else "", typing.get_type_hints(cls)
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    for key in value.keys() - known.keys():
+        nearest = difflib.get_close_matches(str(key), known, 1, 0)[0]
+        raise ValueError(f"{prefix}{key} is not a field of this version; the nearest is {prefix}{nearest}")
+    for name, item in known.items():
+        if name not in value and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name} is missing")
+    return cls(**{name: _decode(hints[name], inner, prefix + name) for name, inner in value.items()})

@@ -1,0 +1,341 @@
+"""Models out to Hugging Face folders and in again, each way proven before it says done.
+
+An export reopens what it wrote by the same strict reader as an import, and computes again. An import maps back what it
+read, and finds the same bits. The folders are local: safetensors are mapped into memory.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from safetensors.numpy import save_file
+
+from data.tokenizer import FOREIGN_FILES, TOKENIZER_FILE, load_tokenizer
+from data.tokenizer_json import to_files
+from model.cost import count_parameters
+from model.decoder import DecoderConfig
+from model.families.weights import Layout
+from model.parameters import Skeleton, merge
+from model.presets import Family, family_of, family_of_architecture
+from train.hugging_face import DTYPES, INDEX_FILE, WEIGHTS_FILE, HuggingFaceFolder
+from train.state import blueprint
+
+Progress = Callable[[int, int], None]
+
+RECEIPT_FILE = "jumok_receipt.json"
+GENERATION_FILE = "generation_config.json"
+EXPORT_DTYPES = tuple(dtype.name for dtype in DTYPES.values())
+TOLERANCE = 1e-5  # of the largest logit, or of 1
+
+# What belongs to the text side of a folder: carried through an import and a later export byte for byte.
+_CARRIED_FILES = (TOKENIZER_FILE, *FOREIGN_FILES, GENERATION_FILE)
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def export_folder(
+    params: Mapping[str, Any],
+    config: DecoderConfig,
+    tokenizer_folder: epath.PathLike | None,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a model as a folder that transformers loads, read it again, and compare what both compute.
+
+    Args:
+        params: the weights by name, numpy or JAX arrays, of which one tensor at a time is brought to the host.
+        config: what they are the weights of.
+        tokenizer_folder: the run's tokenizer files; None, or a folder without any, for none.
+        folder: must be empty or not exist; it appears complete or not at all.
+        dtype: float32, float16 or bfloat16; as stored by default.
+        shard_bytes: the most that one file of weights holds.
+        progress: called with the bytes of weights written and in all.
+
+    Returns:
+        The receipt: path, architecture, parameters, dtype, max_logit_difference, what was compared, and a SHA-256 of
+        every file. All but the path is in the folder too.
+
+    Raises:
+        ValueError: a folder that is not empty, a model that no architecture expresses, a dtype that cannot hold it.
+        RuntimeError: what was written computes other logits; nothing is left.
+    """
+    target = Path(folder).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{folder} already exists and is not an empty folder; name another, or empty it first")
+    family = family_of(config)
+    plan = blueprint(config)
+    layout = Layout(family.WEIGHTS, plan.declared, config.vocab_size)
+    stored_as = _export_dtype(params, dtype)
+    files, token_ids = _text_side(tokenizer_folder)
+
+    with _appearing(target) as draft:
+        values = {
+            "architectures": [family.ARCHITECTURE],
+            "model_type": family.MODEL_TYPE,
+            **family.to_hugging_face_config(config),
+            **token_ids,
+            "torch_dtype": stored_as.name,  # the name that every version of transformers reads
+        }
+        files = {GENERATION_FILE: _encoded(token_ids), "config.json": _encoded(values), **files}
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+        _write_weights(draft, layout, params, stored_as, shard_bytes, progress)
+        receipt = {
+            "architecture": family.ARCHITECTURE,
+            "parameters": count_parameters(config),
+            "dtype": stored_as.name,
+            **_compare(draft, layout, plan.skeleton, params, stored_as),
+            "sha256": {file.name: _sha256(file) for file in sorted(draft.iterdir())},
+        }
+        (draft / RECEIPT_FILE).write_bytes(_encoded(receipt))
+    return {"path": str(target), **receipt}
+
+
+def import_folder(
+    folder: str | os.PathLike[str], progress: Progress | None = None
+) -> tuple[DecoderConfig, dict[str, np.ndarray], dict[str, bytes]]:
+    """Read a model in Hugging Face's layout, and prove the reading by mapping it back: every tensor has the same bits.
+
+    Args:
+        folder: a local folder, of which nothing is ever run.
+        progress: called with the bytes of weights read and in all.
+
+    Returns:
+        The configuration; the weights by name, in the files' dtype; and the files of the tokenizer and of generation
+        by name, as they are, to be kept beside the model.
+
+    Raises:
+        ValueError: anything that is not understood, and weights that are not finite, in one sentence with the folder
+            and the file.
+    """
+    try:
+        return _import(HuggingFaceFolder(Path(folder)), progress)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _import(source: HuggingFaceFolder, progress: Progress | None):
+    values = source.json("config.json")
+    family = family_of_architecture(values)
+    if values.get("model_type", family.MODEL_TYPE) != family.MODEL_TYPE:
+        raise ValueError(f"config.json: model_type={values['model_type']} is not {family.ARCHITECTURE}'s")
+    config = family.from_hugging_face_config(values)
+    carried = _carried(source, values)
+    layout = Layout(family.WEIGHTS, blueprint(config).declared, config.vocab_size)
+    stored_names = _matched(source, family, config, layout)
+
+    total = sum(math.prod(source.tensors[name].shape) for name in stored_names.values())
+    done = 0
+
+    def read(name: str) -> np.ndarray:
+        nonlocal done
+        array = source.read(stored_names[name])
+        if not np.isfinite(array).all():
+            raise ValueError(f"the tensor {stored_names[name]} holds values that are not finite; it is damaged")
+        done += array.size
+        if progress:
+            progress(done, total)
+        return array
+
+    stored_dtypes = {source.tensors[name].dtype for name in stored_names.values()}
+    params = layout.from_hugging_face(read, jnp.result_type(*(DTYPES[dtype] for dtype in stored_dtypes)))
+    for name, array in layout.to_hugging_face(params):
+        stored = source.read(stored_names[name])
+        if array.astype(stored.dtype).tobytes() != stored.tobytes():
+            raise RuntimeError(f"{stored_names[name]} was not read as it is stored: a defect of this program")
+    return config, params, carried
+
+
+def _matched(source: HuggingFaceFolder, family: Family, config: DecoderConfig, layout: Layout) -> dict[str, str]:
+    """The stored name of each tensor of the architecture, once all are seen to be there as they must, and no more."""
+    bare = not any(name.startswith(family.PREFIX) for name in source.tensors)
+    full_names = {(family.PREFIX if bare and name not in family.COPIES else "") + name: name for name in source.tensors}
+    stored_names = {}
+    missing, misshapen = [], []
+    for name, shape in layout.shapes():
+        if name not in full_names:
+            missing.append(name)
+            if len(missing) > 3:  # the sizes in config.json may be anything
+                break
+        elif source.tensors[full_names[name]].shape != shape:
+            misshapen.append(f"{name} is {list(source.tensors[full_names[name]].shape)} instead of {list(shape)}")
+        elif source.tensors[full_names[name]].dtype not in DTYPES:
+            raise ValueError(f"{name} is of type {source.tensors[full_names[name]].dtype}, not of {', '.join(DTYPES)}")
+        else:
+            stored_names[name] = full_names[name]
+    if missing:
+        raise ValueError(f"the weights of {_some(missing)} are missing, which config.json makes part of the model")
+    if misshapen:
+        raise ValueError(f"config.json and the weights disagree: {_some(misshapen)}")
+    others = {name for name in full_names if name not in stored_names and not re.fullmatch(family.IGNORED, name)}
+    for copy in others & family.COPIES.keys():
+        others.remove(copy)
+        original = family.COPIES[copy]
+        if source.read(full_names[copy]).tobytes() != source.read(stored_names[original]).tobytes():
+            raise ValueError(
+                f"config.json ties {copy} to {original}, and yet they differ; tie_word_embeddings is wrong"
+            )
+    if others:
+        raise ValueError(
+            f"the tensors {_some(sorted(others))} are no part of {family.ARCHITECTURE} as config.json has it"
+        )
+    return stored_names
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+
+
+def _carried(source: HuggingFaceFolder, values: dict[str, Any]) -> dict[str, bytes]:
+    files = {name: source.content(name) for name in _CARRIED_FILES if source.has(name)}
+    for name in files:
+        if name.endswith(".json") and "auto_map" in source.json(name):
+            raise ValueError(f"{name}: auto_map asks for code from the folder, and none is ever run; remove the key")
+    # Old folders name their start and end tokens in config.json alone.
+    ids = {key: values[key] for key in _TOKEN_IDS if values.get(key) is not None}
+    return files if GENERATION_FILE in files or not ids else {**files, GENERATION_FILE: _encoded(ids)}
+
+
+def _text_side(tokenizer_folder: epath.PathLike | None) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The tokenizer's and generation's files, and the ids of the start and end tokens (None where they are unknown)."""
+    files: dict[str, bytes] = {}
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    kept = epath.Path(tokenizer_folder) if tokenizer_folder is not None else None
+    if kept is not None and any((kept / name).exists() for name in (TOKENIZER_FILE, *FOREIGN_FILES)):
+        tokenizer = load_tokenizer(kept)
+        files = to_files(tokenizer)
+        if not tokenizer.files:  # made here: with its description, an import can run it again
+            files[TOKENIZER_FILE] = (kept / TOKENIZER_FILE).read_bytes()
+        if tokenizer.start_id >= 0:
+            ids["bos_token_id"] = tokenizer.start_id
+        if tokenizer.end_id >= 0:
+            ids["eos_token_id"] = tokenizer.end_id
+    if kept is not None and (kept / GENERATION_FILE).exists():
+        files[GENERATION_FILE] = (kept / GENERATION_FILE).read_bytes()
+        generation = json.loads(files[GENERATION_FILE])
+        ids |= {key: generation[key] for key in _TOKEN_IDS if key in generation}
+    return files, ids
+
+
+def _export_dtype(params: Mapping[str, Any], asked: str | None) -> np.dtype:
+    if asked is None:
+        return np.dtype(jnp.result_type(*{array.dtype for array in params.values()}))
+    if asked not in EXPORT_DTYPES:
+        raise ValueError(f"dtype={asked} must be one of {', '.join(EXPORT_DTYPES)}")
+    return np.dtype(jnp.dtype(asked))
+
+
+def _rounded(array: Any, dtype: np.dtype) -> Any:
+    with np.errstate(over="ignore"):  # the caller finds what overflows
+        return array.astype(dtype)
+
+
+def _write_weights(
+    folder: Path, layout: Layout, params: Mapping[str, Any], dtype: np.dtype, limit: int, progress: Progress | None
+) -> None:
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in layout.shapes()}
+    files = _files(sizes, limit)
+    counts = Counter(files.values())
+    total = sum(sizes.values())
+    done = 0
+    shard: dict[str, np.ndarray] = {}
+    for name, array in layout.to_hugging_face(params):
+        shard[name] = _rounded(array, dtype)
+        if not np.isfinite(shard[name]).all():
+            remedy = "export another checkpoint" if not np.isfinite(array).all() else "export as bfloat16 or float32"
+            raise ValueError(f"{name} holds values that are not finite as {dtype.name}; {remedy}")
+        done += sizes[name]
+        if progress:
+            progress(done, total)
+        if len(shard) == counts[files[name]]:
+            save_file(shard, folder / files[name], metadata={"format": "pt"})  # without it, transformers refuses
+            shard = {}
+    if len(counts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        (folder / INDEX_FILE).write_bytes(_encoded(index))
+
+
+def _files(sizes: Mapping[str, int], limit: int) -> dict[str, str]:
+    """The file of each tensor: one, or several of at most `limit` bytes (a larger tensor has one for itself)."""
+    shard_of, used = {}, [0]
+    for name, size in sizes.items():
+        if used[-1] and used[-1] + size > limit:
+            used.append(0)
+        used[-1] += size
+        shard_of[name] = len(used)
+    if len(used) == 1:
+        return dict.fromkeys(sizes, WEIGHTS_FILE)
+    stem, suffix = WEIGHTS_FILE.split(".")
+    return {name: f"{stem}-{shard:05}-of-{len(used):05}.{suffix}" for name, shard in shard_of.items()}
+
+
+def _compare(
+    folder: Path, layout: Layout, skeleton: Skeleton, params: Mapping[str, Any], dtype: np.dtype
+) -> dict[str, Any]:
+    """What a folder that was just written computes, against the weights that it was written from; both in float32."""
+    config, reread, _ = import_folder(folder)
+    for (name, array), (_, again) in zip(layout.to_hugging_face(params), layout.to_hugging_face(reread), strict=True):
+        if not np.array_equal(_rounded(array, dtype), again):
+            raise RuntimeError(f"the tensor {name} was not written as it is; nothing was exported")
+    length = min(config.max_length, 64)
+    tokens = np.arange(2 * length, dtype=np.int32).reshape(2, length) * 7919 % config.vocab_size
+    placed = {
+        n: jax.device_put(a, params[n].sharding) if isinstance(params[n], jax.Array) else a for n, a in reread.items()
+    }
+    expected = _logits(skeleton, {n: _rounded(a, dtype) for n, a in params.items()}, tokens, layout.vocab_size)
+    computed = _logits(blueprint(config).skeleton, placed, tokens, config.vocab_size)
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(expected - computed).max())
+    allowed = TOLERANCE * max(1.0, largest)
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"the folder's logits differ from the run's by {difference:.3g}, where {allowed:.3g} is allowed; "
+            "nothing was exported"
+        )
+    return {"max_logit_difference": difference, "max_logit": largest, "tolerance": TOLERANCE, "tokens": tokens.tolist()}
+
+
+def _logits(skeleton: Skeleton, params: Mapping[str, Any], tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    def compute(params: Mapping[str, Any]) -> jax.Array:
+        return merge(skeleton, {name: a.astype(jnp.float32) for name, a in params.items()})(tokens)
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(compute)(params))[..., :vocab_size]
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes it at the end, or is removed when something fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n"

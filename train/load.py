@@ -1,0 +1,84 @@
+"""Opens a run for reading: its configuration, tokenizer and verified weights, on whatever devices are here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.decoder import DecoderConfig
+from model.parameters import Params
+from train.checkpoint import Checkpoints
+from train.config import RunConfig, from_json
+from train.export import import_folder
+from train.mesh import MeshConfig, make_mesh, parameter_shardings
+from train.run_directory import RunDirectory, resolve
+from train.state import Blueprint, blueprint
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run as it was at `step`. `record` is what was saved beside the weights, `weights_digest` identifies them."""
+
+    directory: RunDirectory
+    config: RunConfig
+    tokenizer: Tokenizer
+    plan: Blueprint
+    params: Params
+    step: int
+    record: dict[str, Any]
+    weights_digest: str
+    mesh: Mesh
+
+
+def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = lambda sentence: None) -> LoadedRun:
+    """The run that a user's RUN names: "RUN" (its newest checkpoint that verifies), "RUN/checkpoints/STEP" or "RUN@best".
+
+    `report` gets a sentence for each checkpoint that is skipped. Raises ValueError where there is no run, or none that can be used.
+    """
+    directory, which = resolve(spec)
+    config = from_json(RunConfig, directory.read_config(), str(directory.config))
+    plan = blueprint(config.model)
+    mesh = make_mesh(mesh_config or MeshConfig())
+    shardings = parameter_shardings(plan.declared, mesh)
+    abstract = {"params": {name: jax.ShapeDtypeStruct(d.shape, np.float32, sharding=shardings[name]) for name, d in plan.declared.items()}}
+    with Checkpoints(directory.checkpoints) as checkpoints:
+        if which == "best":
+            which = checkpoints.best()
+            if which is None:
+                raise ValueError(f"no checkpoint of {directory} was evaluated, so none is best; name RUN or RUN/checkpoints/STEP")
+        if which is None:
+            newest = checkpoints.newest(abstract, report)
+            if newest is None:
+                raise ValueError(f"{directory} has no checkpoint yet; train it first")
+            step, items, record = newest
+        else:
+            step, items, record = int(which), checkpoints.restore(int(which), abstract), checkpoints.record(int(which))
+        digest = checkpoints.digest(step, "params")
+    return LoadedRun(directory, config, load_tokenizer(directory.tokenizer), plan, items["params"], step, record, digest, mesh)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a new run may start from: a model, its weights, and the tokenizer that they were learned with."""
+
+    model: DecoderConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+
+
+def load_source(spec: str, report: Report = lambda sentence: None) -> Source:
+    """The source that a user's RUN or Hugging Face folder names; raises ValueError where it is neither."""
+    folder = epath.Path(spec)
+    config = folder / "config.json"
+    if config.is_file() and "architectures" in config.read_text() and not (folder / "checkpoints").is_dir():
+        model, params, _ = import_folder(folder)
+        return Source(model, {name: value.astype(np.float32) for name, value in params.items()}, load_tokenizer(folder))
+    run = load_run(spec, report=report)
+    return Source(run.config.model, run.params, run.tokenizer)

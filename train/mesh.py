@@ -1,0 +1,106 @@
+"""The device mesh, what lies where on it, and the one place where numpy batches become global arrays."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from model.parameters import Declaration
+from model.sharding import MESH_AXES, RULES, axis_size, partition_spec
+
+_OPERATIONAL = {"operational": True}
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The mesh's shape, which is the parallelism strategy: at most one axis may be -1, for the devices that remain."""
+
+    data: int = field(default=-1, metadata=_OPERATIONAL)
+    fsdp: int = field(default=1, metadata=_OPERATIONAL)
+    context: int = field(default=1, metadata=_OPERATIONAL)
+    tensor: int = field(default=1, metadata=_OPERATIONAL)
+
+    def shape(self, num_devices: int) -> dict[str, int]:
+        """Axis sizes on `num_devices` devices; raises ValueError where they do not fit."""
+        sizes = {name: getattr(self, name) for name in MESH_AXES}
+        shown = " x ".join(f"{name}={size}" for name, size in sizes.items())
+        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"mesh {shown}: every axis must be at least 1, and at most one may be -1 (the remaining devices)")
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if num_devices % fixed or (fixed != num_devices and -1 not in sizes.values()):
+            raise ValueError(
+                f"mesh {shown} takes {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices, and {num_devices} are here; "
+                f"change --mesh.*, or simulate them on a CPU with JAX_NUM_CPU_DEVICES={fixed}"
+            )
+        return {name: num_devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over the given devices, or all devices of all hosts."""
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def parameter_shardings(declared: Mapping[str, Declaration], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each parameter lies; raises ValueError, naming the parameter's axis, where one does not divide."""
+    return {name: NamedSharding(mesh, partition_spec(d.axes, d.shape, mesh)) for name, d in declared.items()}
+
+
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, length: int) -> None:
+    """Raise ValueError, in one sentence, where a batch does not divide on the mesh."""
+    replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
+    if micro_batches < 1 or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} and micro_batches={micro_batches} must be at least 1")
+    unit = replicas * micro_batches
+    if batch_size % unit:
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of data*fsdp*micro_batches={unit} (mesh "
+            f"{', '.join(f'{name}={size}' for name, size in mesh.shape.items())}; micro_batches={micro_batches}); try {-(-batch_size // unit) * unit}"
+        )
+    if length % context:
+        raise ValueError(
+            f"data.max_length={length} must be a multiple of the mesh's context={context}; try {-(-length // context) * context}"
+        )
+
+
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Where an array [batch, length, ...] lies: rows over data and fsdp, length over context."""
+    axes = ("act_batch", "act_length")[: len(shape)] + (None,) * (len(shape) - 2)
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+
+def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
+    """The mesh in words: each axis, its size, and which dimensions of which things lie on it."""
+    dimensions = sorted({axis for d in declared.values() for axis in d.axes if axis} | {"act_batch", "act_length"})
+    words = []
+    for axis in (axis for axis, size in mesh.shape.items() if size > 1):
+        lying = [name.removeprefix("act_") for name in dimensions if axis in np.atleast_1d(RULES[name] or "")]
+        words.append(f"{axis} {mesh.shape[axis]} ({', '.join(lying)})")
+    return "mesh " + " x ".join(words) if words else "no mesh"
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(mesh: Mesh, batch_size: int, rows_for: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
+    """The global batch on the mesh's devices. `rows_for(places)` reads only the places of the batch that this process's devices hold."""
+    held = batch_sharding(mesh, (batch_size,)).addressable_devices_indices_map((batch_size,))
+    places = np.unique(np.concatenate([np.arange(batch_size)[index] for index in held.values() if index is not None]))
+    rows = rows_for(places)
+
+    def place(local: np.ndarray) -> jax.Array:
+        shape = (batch_size, *local.shape[1:])
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return local[np.searchsorted(places, start) : np.searchsorted(places, stop), *index[1:]]
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), shard)
+
+    return {name: place(array) for name, array in rows.items()}

@@ -1,0 +1,71 @@
+"""Next-token prediction (Radford et al. 2018), with an optional z-loss on the softmax's normaliser (Chowdhery et al. 2022)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.objectives.cross_entropy import cross_entropy
+from train.objectives.objective import Batch
+
+
+@dataclass(frozen=True)
+class CausalLMConfig:
+    """`z_loss` is the coefficient of log(Z)^2; `loss_chunks` computes the logits of a row in that many parts, so that only one is held at a time."""
+
+    z_loss: float = 0.0
+    loss_chunks: int = field(default=1, metadata={"operational": True})
+
+    def validate(self, length: int) -> None:
+        """Raise ValueError, in one sentence, for values that rows of `length` tokens do not allow."""
+        if self.z_loss < 0:
+            raise ValueError(f"objective.z_loss={self.z_loss} must be at least 0")
+        if self.loss_chunks < 1 or length % self.loss_chunks:
+            raise ValueError(f"objective.loss_chunks={self.loss_chunks} must be at least 1 and divide data.max_length={length}")
+
+
+class CausalLM:
+    """The mean negative log-probability of the scored targets."""
+
+    def __init__(self, config: CausalLMConfig):
+        self.config = config
+        self.coefficients = {"causal_lm": 1.0} | ({"z_loss": config.z_loss} if config.z_loss else {})
+
+    def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows are learned as they were packed."""
+        return rows
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """The number of scored targets."""
+        return dict.fromkeys(self.coefficients, batch["scored"].sum(dtype=jnp.int32))
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        """Summed nats (and squared log-normalisers) of the scored targets."""
+        terms_BL = self._terms(model, batch, key)
+        return {name: terms_BL[name].sum() for name in self.coefficients}
+
+    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Nats and the number of scored targets, each [B]: summed over rows on the host."""
+        nats_BL = self._terms(model, batch, None)["causal_lm"]
+        return {"nats": nats_BL.sum(1), "tokens": batch["scored"].sum(1, dtype=jnp.int32)}
+
+    def _terms(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)
+
+        @jax.named_scope("loss")
+        def terms(hidden_BLD: jax.Array, targets_BL: jax.Array, scored_BL: jax.Array) -> dict[str, jax.Array]:
+            nats_BL, log_z_BL = cross_entropy(model.logits(hidden_BLD), targets_BL)
+            return {"causal_lm": jnp.where(scored_BL, nats_BL, 0), "z_loss": jnp.where(scored_BL, jnp.square(log_z_BL), 0)}
+
+        chunks = self.config.loss_chunks
+        if chunks == 1:
+            return terms(hidden_BLD, batch["targets"], batch["scored"])
+
+        # A chunk takes every chunks-th token, so that an axis split over devices stays split as it is.
+        def chunked(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
+
+        parts = jax.lax.map(jax.checkpoint(lambda part: terms(*part)), tuple(map(chunked, (hidden_BLD, batch["targets"], batch["scored"]))))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(batch["targets"].shape), parts)

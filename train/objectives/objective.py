@@ -1,0 +1,31 @@
+"""What every objective gives: rows to learn from, the weight of each of its terms, and their sums.
+
+The step alone divides. It differentiates the sum over terms of coefficient x sum / weight, where each weight was counted over the whole global batch, so that
+terms with different weights, padding, accumulation over micro-batches and every mesh agree exactly.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+Batch = Mapping[str, jax.Array]
+
+
+class Objective(Protocol):
+    """A training objective of one or more terms."""
+
+    coefficients: dict[str, float]
+
+    def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
+        """Mask or corrupt packed rows (numpy, leading axis: rows), at random by each row's key alone, a function of (seed, k)."""
+        ...
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """What each term's sum is divided by: an integer count over the batch."""
+        ...
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        """Each term's sum over the batch, float32; `key` turns dropout on."""
+        ...

@@ -1,0 +1,181 @@
+"""Perplexity, defined once: every text token of every document is scored exactly once, given its document's start token and as much text as a window holds.
+
+A document is cut into windows of `window` inputs, `stride` apart; a window scores the targets that no earlier window did. End tokens are not scored and
+documents are never joined: short ones share a row only as separate segments. Nats are computed in float32 and summed on the host in float64.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from data.shards import Corpus
+from data.tokenizer import Tokenizer
+from model.parameters import Params, merge
+from model.sharding import axis_size
+from train.mesh import place_batch, replicated
+from train.objectives.causal_lm import CausalLM
+from train.state import Blueprint
+
+DEFINITION = (
+    "sum of -log p(token) over every text token once, given its document's start token and the text before it in its window; end tokens unscored; "
+    "documents never joined; bits_per_byte = nats / (ln 2 x UTF-8 bytes); word_perplexity = exp(nats / whitespace-separated words)"
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a text cost: the sum of nats over `tokens` tokens, which are `bytes` bytes and `words` words of text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+    words: int
+
+    def figures(self) -> dict[str, float | int]:
+        """The figures that are reported together."""
+        return {
+            "nats_per_token": self.nats / self.tokens,
+            "perplexity": _exp(self.nats / self.tokens),
+            "bits_per_byte": self.nats / (math.log(2) * self.bytes),
+            "word_perplexity": _exp(self.nats / self.words) if self.words else math.inf,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "words": self.words,
+        }
+
+
+def summary(figures: Mapping[str, float]) -> str:
+    """Figures in a line."""
+    return f"{figures['nats_per_token']:.4f} nats a token, perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.3f} bits a byte"
+
+
+class PerplexityMeter:
+    """Scores text with a model; compiled once for all the texts it is used on.
+
+    `precision` is the compute dtype; in float32, matrix products are not rounded below it on any device.
+    """
+
+    def __init__(self, plan: Blueprint, objective: CausalLM, mesh: Mesh, *, window: int, stride: int, batch_size: int, precision: str = "float32"):
+        longest = plan.config.max_length
+        if not 1 <= window <= longest:
+            raise ValueError(f"window={window} must be at least 1 and at most the model's max_length={longest}")
+        if not 1 <= stride <= window:
+            raise ValueError(f"stride={stride} must be at least 1 and at most window={window}, or tokens would be left out")
+        self.mesh, self.window, self.stride = mesh, window, stride
+        replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
+        self._rows = math.ceil(batch_size / replicas) * replicas
+        self._length = math.ceil(window / context) * context
+        dtype = jnp.dtype(precision)
+
+        def evaluate(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
+                return objective.evaluate(merge(plan.skeleton, {n: p.astype(dtype) for n, p in params.items()}), batch)
+
+        self._evaluate = jax.jit(evaluate, out_shardings=replicated(mesh))
+
+    def score(
+        self, params: Params, corpus: Corpus, tokenizer: Tokenizer, *, limit: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> Score:
+        """Scores a corpus, or its first `limit` tokens; `progress` gets the tokens done and in all."""
+        total = corpus.num_tokens - corpus.num_documents
+        total = min(limit, total) if limit else total
+        if total == 0:
+            raise ValueError("the evaluation text has no tokens; give a text that is not empty")
+        nats, tokens, waiting = 0.0, 0, None
+        with jax.set_mesh(self.mesh):
+            for batch in self._batches(corpus, total):
+                placed = place_batch(self.mesh, self._rows, lambda places, batch=batch: {n: a[places] for n, a in batch.items()})
+                result, waiting = waiting, self._evaluate(params, placed)  # the devices work on one batch while the host reads another
+                nats, tokens = _add(nats, tokens, result)
+                if progress:
+                    progress(tokens, total)
+            nats, tokens = _add(nats, tokens, waiting)
+        assert tokens == total, (tokens, total)
+        if progress:
+            progress(total, total)
+        return Score(nats, tokens, *_text_size(corpus, tokenizer, total))
+
+    def _batches(self, corpus: Corpus, total: int) -> Iterator[dict[str, np.ndarray]]:
+        shape = (self._rows, self._length)
+
+        def empty() -> dict[str, np.ndarray]:
+            return {n: np.zeros(shape, bool if n == "scored" else np.int32) for n in ("tokens", "targets", "scored", "segments", "positions")}
+
+        batch, row, used, segment = empty(), 0, 0, 0
+        for inputs, targets, scored in _windows(corpus, self.window, self.stride, total):
+            n = len(inputs)
+            if used + n > self.window:
+                row, used, segment = row + 1, 0, 0
+                if row == self._rows:
+                    yield batch
+                    batch, row = empty(), 0
+            segment += 1
+            at = (row, slice(used, used + n))
+            batch["tokens"][at], batch["targets"][at], batch["scored"][at] = inputs, targets, scored
+            batch["segments"][at], batch["positions"][at] = segment, np.arange(n)
+            used += n
+        yield batch
+
+
+def _windows(corpus: Corpus, window: int, stride: int, total: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Inputs, targets and which targets are scored, of each window of each document, until `total` tokens are scored."""
+    for number in range(corpus.num_documents):
+        document = corpus.document(number)[: total + 1].astype(np.int32)
+        length = len(document) - 1
+        done = 0
+        for start in range(0, max(length, 0), stride):
+            stop = min(start + window, length)
+            yield document[start:stop], document[start + 1 : stop + 1], np.arange(start, stop) >= done
+            done = stop
+            if stop == length:
+                break
+        total -= length
+        if total <= 0:
+            return
+
+
+def _text_size(corpus: Corpus, tokenizer: Tokenizer, total: int) -> tuple[int, int]:
+    """UTF-8 bytes and whitespace-separated words of the first `total` text tokens."""
+    counts = np.diff(np.append(corpus.document_starts, corpus.num_tokens)) - 1
+    whole = int(np.searchsorted(np.cumsum(counts), total, side="right"))
+    size, words = int(corpus.document_bytes[:whole].sum()), int(corpus.document_words[:whole].sum())
+    rest = total - int(counts[:whole].sum())
+    if rest:
+        tokens = corpus.document(whole)[1 : rest + 1]
+        size += sum(len(tokenizer.token_bytes(int(token))) for token in tokens)
+        words += len(tokenizer.decode(tokens).split())
+    return size, words
+
+
+def unigram_score(train: Corpus, valid: Corpus, vocab_size: int, *, limit: int = 20_000_000) -> Score:
+    """What a model of token frequencies alone, counted (plus one) on the first `limit` training tokens, pays for the validation text."""
+
+    def counts(corpus: Corpus, stop: int) -> np.ndarray:
+        total = np.zeros(vocab_size, np.int64)
+        for start in range(0, stop, 1 << 22):
+            total += np.bincount(corpus.slice(start, min(start + (1 << 22), stop)), minlength=vocab_size)
+        starts = corpus.document_starts[corpus.document_starts < stop]
+        total[int(corpus.slice(0, 1)[0])] -= len(starts)
+        return total
+
+    frequency = counts(train, min(limit, train.num_tokens)) + 1
+    scored = counts(valid, valid.num_tokens)
+    nats = float(-(scored * np.log(frequency / frequency.sum())).sum())
+    return Score(nats, int(scored.sum()), valid.num_bytes, valid.num_words)
+
+
+def _add(nats: float, tokens: int, result: Any) -> tuple[float, int]:
+    if result is None:
+        return nats, tokens
+    host = jax.device_get(result)
+    return nats + float(host["nats"].astype(np.float64).sum()), tokens + int(host["tokens"].sum())
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf

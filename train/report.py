@@ -1,0 +1,144 @@
+"""What a run says of itself: before its first step what it is and needs, and then, every few steps, how it goes."""
+
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+
+from data.dataset import Dataset
+from model.cost import count_parameters, train_flops_per_token
+from train.config import ProfileConfig, RunConfig
+from train.console import Console
+from train.hardware import memory_in_use, memory_limit, mfu, peak_flops
+from train.mesh import describe_mesh
+from train.metrics import Metrics, ProgressLine
+from train.perplexity import summary
+from train.program import Program
+from train.run_directory import RunDirectory
+from train.step import Metrics as StepMetrics
+
+
+# TensorBoard names of the step's metrics that are not simply "learning/" and their own.
+_CURVES = {"learning_rate": "learning/current_learning_rate"}
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had gradients that were not finite."""
+
+
+def announce(console: Console, program: Program, dataset: Dataset, rows: int, compiled: Any, where: str) -> None:
+    """Shows what is about to run, all of it known before the first step."""
+    config, mesh = program.config, program.mesh
+    tokens = config.batch_size * config.data.max_length
+    limit = memory_limit(jax.local_devices()[0])
+    device = jax.devices()[0]
+    rows_shown = [
+        ("model", f"{count_parameters(config.model):,} parameters ({type(config.model).__name__}, {config.precision} compute)"),
+        ("devices", f"{jax.device_count()} x {device.device_kind} ({device.platform}), {describe_mesh(mesh, program.plan.declared)}"),
+        ("memory a device", f"{_gib(step_bytes(compiled))}, of it {_gib(program.state_bytes())} parameters and optimizer{f'; the limit is {_gib(limit)}' if limit else ''}"),
+        ("text", f"{dataset.train.num_bytes:,} bytes, {dataset.train.num_tokens:,} tokens ({dataset.tokenizer.kind}); held out {dataset.valid.num_bytes:,} bytes"),
+        ("step", f"{config.batch_size} x {config.data.max_length} = {tokens:,} tokens" + (f" in {config.micro_batches} micro-batches" if config.micro_batches > 1 else "")),
+        ("epoch", f"{rows / config.batch_size:,.1f} steps; {config.steps:,} steps are {config.steps * config.batch_size / rows:.2f} epochs"),
+        ("run", where),
+    ]
+    console.table(config.name, ("", ""), rows_shown)
+
+
+def open_profile(config: ProfileConfig, run: RunDirectory, step: int) -> AbstractContextManager[Any]:
+    """What surrounds the step after `step`: its name in an XProf trace, which begins and ends as the configuration says."""
+    if config.steps and step == config.start:
+        jax.profiler.start_trace(str(run.tensorboard))
+    if config.steps and step == config.start + config.steps:
+        jax.profiler.stop_trace()
+    return jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
+
+
+def step_bytes(compiled: Any) -> int:
+    """The most memory that the compiled step holds on one device, in bytes, as its compiler says."""
+    analysis = compiled.memory_analysis()
+    peak = getattr(analysis, "peak_memory_in_bytes", 0)
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return max(peak, held + analysis.temp_size_in_bytes)
+
+
+class StepReport:
+    """Logs steps one step late, so that the devices always have the next step to work on while the host reads the last one's numbers."""
+
+    def __init__(self, config: RunConfig, metrics: Metrics, line: ProgressLine, start: int):
+        self._config, self._metrics, self._line = config, metrics, line
+        self._waiting: tuple[int, StepMetrics] | None = None
+        self._row: dict[str, Any] | None = None
+        self._clock = (start, time.monotonic())
+        self._nonfinite = 0
+        self._tokens = config.batch_size * config.data.max_length
+        self._flops = train_flops_per_token(config.model, config.data.max_length)
+        self._palm_flops = train_flops_per_token(config.model, config.data.max_length, "palm")
+        self._device = jax.local_devices()[0]
+        self._peak = peak_flops(self._device)
+        self.loss: float | None = None
+
+    def after(self, step: int, metrics: StepMetrics) -> None:
+        """Takes the metrics of a step, still on the devices, and writes those of the step before it that was due."""
+        if self._waiting is not None:
+            self._read()
+            self.write()
+        if step % self._config.log.every == 0 or step == 1:
+            self._waiting = (step, metrics)
+
+    def settle(self, step: int, metrics: StepMetrics) -> None:
+        """Waits for this step, and keeps its row back until `write` adds what is evaluated after it."""
+        self._waiting = (step, metrics)
+        self._read()
+
+    def write(self, evaluation: dict[str, Any] | None = None) -> None:
+        """Writes the row that was read. Time from here on, until the next step, counts as nobody's speed.
+
+        Raises Diverged where too many steps in a row changed nothing.
+        """
+        row, self._row = self._row, None
+        if row is None:
+            return
+        self._metrics.log(row | {f"eval/{name}": value for name, value in (evaluation or {}).items()})
+        if evaluation:
+            self._line.note(f"step {row['step']}: held-out text: {summary(evaluation)}")
+        if row["learning/nonfinite_in_row"] >= self._config.nonfinite_limit:
+            raise Diverged(
+                f"the last {row['learning/nonfinite_in_row']} steps up to {row['step']} had gradients that were not "
+                "finite; go on from an earlier checkpoint with a lower --optimizer.learning-rate"
+            )
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last row out of the next one's speed."""
+        self._clock = (self._clock[0], time.monotonic())
+
+    def _read(self) -> None:
+        """Brings the waiting metrics to the host, which waits for their step, and shows them."""
+        assert self._waiting is not None
+        (step, metrics), self._waiting = self._waiting, None
+        host = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        before, self._clock = self._clock, (step, time.monotonic())
+        seconds = (self._clock[1] - before[1]) / max(1, step - before[0])
+        rate = self._tokens / seconds / jax.device_count()
+        utilisation = mfu(rate, self._flops, self._peak)
+        self.loss = host["loss"]
+        self._row = {
+            "step": step,
+            "tokens": step * self._tokens,
+            **{_CURVES.get(name, f"learning/{name}"): value for name, value in host.items()},
+            "perf/step_time_seconds": seconds,
+            "perf/per_device_tokens_per_sec": rate,
+            "perf/per_device_tflops_per_sec": rate * self._flops / 1e12,
+            "perf/mfu": utilisation,
+            "perf/mfu_palm": mfu(rate, self._palm_flops, self._peak),
+            "perf/memory_bytes": memory_in_use(self._device),
+        }
+        memory = (memory_in_use(self._device), memory_limit(self._device))
+        self._line.update(step, host["loss"], rate * jax.device_count(), utilisation, memory)
+        if host["nonfinite_steps"] > self._nonfinite:
+            self._nonfinite = host["nonfinite_steps"]
+            self._line.note(f"step {step}: {self._nonfinite} steps so far had gradients that were not finite, and changed nothing")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,284 @@
+"""A run's folder: where things lie in it, who may write it, and how a user's spelling of a run is read.
+
+A path is local or an object store's (gs://bucket/run, through etils.epath). Object stores write a file whole or not at
+all but can neither append nor lock, so that what is atomic or exclusive is done in two ways here, and nowhere else.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+HEARTBEAT_SECONDS = 10.0  # how often the holder of a heartbeat lock shows that it lives
+STALE_SECONDS = 45.0  # a heartbeat that stands still for this long is a dead holder's
+_SETTLE_SECONDS = 2.0  # two that take a heartbeat lock in the same moment see who wrote last
+
+
+class RunDirectory:
+    """The paths of one run directory. Nothing is created before `create()`.
+
+    Attributes:
+        path: the folder, with the files and folders of the same names inside it.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path).expanduser()
+        self.config = self.path / "config.json"
+        self.tokenizer = self.path / "tokenizer"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file()
+
+    def create(self) -> None:
+        """Makes the folder where it is missing; raises ValueError where a file stands in its place."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{self.path} cannot be a run directory: a file stands in its place") from error
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Writes config.json, whole or not at all."""
+        write_atomically(self.config, json_text(config, indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration; raises ValueError where there is none or it cannot be read."""
+        try:
+            config = json.loads(self.config.read_text())
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.path} is not a run directory: it has no config.json") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.config} cannot be read as JSON: {first_line(error)}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.config} must hold a JSON object, got {type(config).__name__}")
+        return config
+
+    def write_traceback(self, text: str) -> epath.Path:
+        """Keeps the traceback of a failure in a file of its own, and returns its path."""
+        self.create()
+        moment = time.strftime("%Y%m%d-%H%M%S")
+        path = self.path / f"traceback-{moment}-{socket.gethostname()}-{os.getpid()}.txt"
+        path.write_text(text)
+        return path
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[Callable[[], None]]:
+        """Holds the folder, creating it, as its only writer; of a run's many processes the first holds it for all.
+
+        The kernel releases the lock when its holder dies. A file system without such locks gets a heartbeat file
+        instead, which goes stale.
+
+        Yields:
+            A cheap `check()`, which raises RuntimeError if the lock was lost: a holder that slept past its heartbeat
+            has been taken for dead.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        if jax.process_index() != 0:
+            yield lambda: None
+            return
+        self.create()
+        with contextlib.ExitStack() as stack:
+            locked = is_local(self.path) and stack.enter_context(_flock(self.path))
+            yield (lambda: None) if locked else stack.enter_context(_heartbeat(self.path))
+
+
+def resolve(spec: str) -> tuple[RunDirectory, int | str | None]:
+    """Reads a user's RUN: the run directory, and which checkpoint is meant.
+
+    Args:
+        spec: "RUN" (the newest that verifies: None), "RUN/checkpoints/STEP" (that step) or "RUN@best" ("best").
+
+    Raises:
+        ValueError: there is no run directory of that name.
+    """
+    path = epath.Path(spec.removesuffix("@best"))
+    which: int | str | None = "best" if spec.endswith("@best") else None
+    if path.parent.name == "checkpoints" and is_step(path.name):
+        if which is not None:
+            raise ValueError(f"{spec} names two checkpoints; give either RUN@best or RUN/checkpoints/STEP")
+        path, which = path.parent.parent, int(path.name)
+    run = RunDirectory(path)
+    if not run.path.is_dir():
+        raise ValueError(f"there is no run directory {run}")
+    if not run.exists():
+        raise ValueError(f"{run} is not a run directory: it has no config.json")
+    return run, which
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is a checkpoint's: a plain decimal without leading zeros."""
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether a path lies in a file system of this machine, where files can be appended to, synced and locked."""
+    return "://" not in str(path)
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Writes a text file such that, whatever happens, either the old or the new content is found."""
+    if not is_local(path):
+        path.write_text(text)  # object stores show a file only when all of it is there
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(Path(path).parent)
+
+
+def sync_folder(folder: epath.PathLike) -> None:
+    """Makes the names in a local folder durable: a synced file that no folder lists is lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Strict JSON of plain values, NumPy and JAX scalars; numbers that are not finite, which JSON lacks, are null."""
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):  # a NumPy or JAX scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's message, for a sentence: other libraries write pages."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _identity() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _refusal(folder: epath.Path, holder: dict[str, Any]) -> ValueError:
+    who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
+    return ValueError(f"{folder} is being written by {who}; wait until it ends, stop it, or choose another --run-dir")
+
+
+def _read_holder(path: epath.PathLike) -> dict[str, Any]:
+    """What the holder of a lock wrote about itself: nothing yet, in its first moment."""
+    try:
+        holder = json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+@contextlib.contextmanager
+def _flock(folder: epath.Path) -> Iterator[bool]:
+    """Holds the kernel's lock on RUN/lock; yields False where the file system has none.
+
+    The file stays when the lock is released: to remove it would be a race with the next holder.
+    """
+    path = os.fspath(folder / "lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if locked := _try_flock(descriptor, folder, path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json_text(_identity()).encode(), 0)
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _try_flock(descriptor: int, folder: epath.Path, path: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _refusal(folder, _read_holder(path)) from error
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def _heartbeat(folder: epath.Path) -> Iterator[Callable[[], None]]:
+    """A lock for file systems that have none: RUN/heartbeat.json changes while its holder lives.
+
+    Clocks of two machines may differ, so that a holder counts as dead not by the time it wrote but after its file was
+    watched standing still.
+    """
+    path = folder / "heartbeat.json"
+    mine = uuid.uuid4().hex
+
+    def beat(count: int) -> None:
+        write_atomically(path, json_text({**_identity(), "lock": mine, "beat": count}))
+
+    found = _read_holder(path)
+    deadline = time.monotonic() + STALE_SECONDS
+    while found and time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_SECONDS / 4)
+        now = _read_holder(path)
+        if now and now != found:
+            raise _refusal(folder, now)
+        if not now:
+            break  # released while we watched
+    beat(0)
+    time.sleep(_SETTLE_SECONDS)
+    if (winner := _read_holder(path)).get("lock") != mine:
+        raise _refusal(folder, winner)
+
+    released, lost = threading.Event(), threading.Event()
+
+    def keep_beating() -> None:
+        count = 0
+        while not released.wait(HEARTBEAT_SECONDS):
+            count += 1
+            try:
+                if _read_holder(path).get("lock", mine) != mine:
+                    lost.set()
+                    return
+                beat(count)
+            except OSError:
+                continue  # the store is away for a moment; the next beat tries again
+
+    def check() -> None:
+        if lost.is_set():
+            raise RuntimeError(f"{folder} was taken over by another writer while this process stood still")
+
+    thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield check
+    finally:
+        released.set()
+        thread.join()
+        if _read_holder(path).get("lock") == mine:
+            path.unlink(missing_ok=True)

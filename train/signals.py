@@ -1,0 +1,42 @@
+"""Stopping on request: SIGTERM and Ctrl-C end the training loop at a step boundary, saved; a second one ends the process at once."""
+
+import os
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did. `exit_code` is the shell's for the signal."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """While entered, remembers the first signal that asks to stop, for the loop to see between steps."""
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is not None:
+            os._exit(128 + signum)
+        self._signum = signum
+
+    def at(self, step: int) -> Stopped | None:
+        """Whether to stop after `step`: on many hosts the same answer at the same step on each of them."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self._signum = self._signum or signal.SIGTERM
+        return None if self._signum is None else Stopped(self._signum)

@@ -1,0 +1,113 @@
+"""The state of training: arrays only, each laid on the mesh from its declaration, for initialisation and for every step alike."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from model.decoder import Decoder, DecoderConfig
+from model.parameters import Declaration, Params, Skeleton, declarations, split
+from train.mesh import parameter_shardings, replicated
+
+STRUCTURES: dict[type, Callable] = {DecoderConfig: Decoder}
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "examples_seen", "params", "opt_state", "nonfinite_steps", "nonfinite_in_row"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class TrainState:
+    """`step` counts batches learned from, `examples_seen` is the data position; steps whose gradient was not finite changed nothing and are counted."""
+
+    step: jax.Array
+    examples_seen: jax.Array
+    params: Params
+    opt_state: Any
+    nonfinite_steps: jax.Array
+    nonfinite_in_row: jax.Array
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model that has no weights yet: how to build it, its skeleton, and what is declared of each weight."""
+
+    config: Any
+    skeleton: Skeleton
+    declared: Mapping[str, Declaration]
+
+    def init(self, seed: int) -> Params:
+        """Fresh weights, a function of the seed alone."""
+        return split(STRUCTURES[type(self.config)](self.config, nnx.Rngs(params=jax.random.key(seed))))[1]
+
+
+def blueprint(config: Any) -> Blueprint:
+    """The model of `config`, without computing anything."""
+    config.validate()
+    model = jax.eval_shape(lambda: STRUCTURES[type(config)](config, nnx.Rngs(params=jax.random.key(0))))
+    return Blueprint(config, split(model)[0], declarations(model))
+
+
+def trainable_names(declared: Mapping[str, Declaration], frozen: tuple[str, ...]) -> tuple[str, ...]:
+    """The partition that is learned: all parameters but those whose names match a pattern in `frozen`."""
+    for pattern in frozen:
+        if not any(fnmatchcase(name, pattern) for name in declared):
+            raise ValueError(f"freeze={pattern!r} matches no parameter; names are like {next(iter(declared))!r}, and * matches anything")
+    names = tuple(name for name in declared if not any(fnmatchcase(name, pattern) for pattern in frozen))
+    if not names:
+        raise ValueError(f"freeze={frozen} leaves nothing to train; freeze less")
+    return names
+
+
+def partition(params: Mapping[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters named, and the others."""
+    chosen = set(names)
+    return {n: p for n, p in params.items() if n in chosen}, {n: p for n, p in params.items() if n not in chosen}
+
+
+def initial_state(params: Params, optimizer: optax.GradientTransformation, trainable: tuple[str, ...]) -> TrainState:
+    """The state before the first step."""
+
+    def zero(dtype: Any) -> jax.Array:
+        return jnp.zeros((), dtype)
+
+    opt_state = optimizer.init(partition(params, trainable)[0])
+    return TrainState(zero(jnp.int32), zero(jnp.uint32), params, opt_state, zero(jnp.int32), zero(jnp.int32))
+
+
+def abstract_state(plan: Blueprint, optimizer: optax.GradientTransformation, trainable: tuple[str, ...], mesh: Mesh) -> TrainState:
+    """The shapes, dtypes and shardings of the whole state, from the declarations.
+
+    Optimizer moments lie as their parameters do. Left to itself, jit would replicate them: zeros depend on no data that could tell it otherwise.
+    """
+    shapes = jax.eval_shape(lambda: initial_state(plan.init(0), optimizer, trainable))
+    shardings = parameter_shardings(plan.declared, mesh)
+    everywhere = replicated(mesh)
+
+    def placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        placed,
+        shapes.opt_state,
+        partition(shardings, trainable)[0],
+        transform_non_params=lambda shape: placed(shape, everywhere),
+    )
+    scalars = {
+        name: placed(getattr(shapes, name), everywhere) for name in ("step", "examples_seen", "nonfinite_steps", "nonfinite_in_row")
+    }
+    return TrainState(params={n: placed(shapes.params[n], shardings[n]) for n in shapes.params}, opt_state=opt_state, **scalars)
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings of an abstract tree."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
