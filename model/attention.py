@@ -1,4 +1,7 @@
-"""Multi-head attention (Vaswani et al. 2017), with as many key/value heads as query heads, fewer (grouped-query, Ainslie et al. 2023), or one (multi-query)."""
+"""Multi-head attention (Vaswani et al.
+
+2017), with as many key/value heads as query heads, fewer (grouped-query, Ainslie et al. 2023), or one (multi-query).
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +62,7 @@ class Attention(nnx.Module):
         key: jax.Array | None = None,
         capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, LayerCache | None, dict[str, jax.Array]]:
-        """The attended values [B, L, D], the cache with this call's keys and values, and what was captured of scores and probabilities [B, H, L, M]."""
+        """The attended values [B, L, D], the cache with this call's keys and values, and what was captured."""
         q_BLHK = einsum("BLD,DHK->BLHK", x_BLD, self.query[...])
         k_BMGK = einsum("BLD,DGK->BLGK", x_BLD, self.key[...])
         v_BMGK = einsum("BLD,DGK->BLGK", x_BLD, self.value[...])
@@ -70,7 +73,8 @@ class Attention(nnx.Module):
             )
         if rope is not None:
             q_BLHK, k_BMGK = rotate(q_BLHK, rope), rotate(k_BMGK, rope)
-        # Queries stay split along the length; every device gets all the keys and values (few heads of them), which is context parallelism.
+        # Queries stay split along the length; every device gets all the keys and values (few heads of them), which is
+        # context parallelism.
         q_BLHK = checkpoint_name(constrain(q_BLHK, "act_batch", "act_length", "act_heads", "act_head_dim"), "query")
         k_BMGK = checkpoint_name(constrain(k_BMGK, "act_batch", "act_memory", "act_kv_heads", "act_head_dim"), "key")
         v_BMGK = checkpoint_name(constrain(v_BMGK, "act_batch", "act_memory", "act_kv_heads", "act_head_dim"), "value")

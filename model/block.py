@@ -17,7 +17,7 @@ from model.mask import Mask
 @partial(jax.tree_util.register_dataclass, data_fields=["mask", "rope", "slots_BL"], meta_fields=[])
 @dataclass(frozen=True)
 class Context:
-    """What is the same for every layer of one call: the mask, rotary tables where positions are rotary, and cache slots while decoding."""
+    """What is the same for every layer of one call: mask, rotary tables if positions are rotary, slots if decoding."""
 
     mask: Mask
     rope: tuple[jax.Array, jax.Array] | None = None
@@ -43,7 +43,10 @@ class Block(nnx.Module):
         key: jax.Array | None = None,
         capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, LayerCache | None, dict[str, jax.Array]]:
-        """The layer's output [B, L, D], its cache, and what `capture` names of it: "hidden" (the output), "attention_scores", "attention_probabilities"."""
+        """The layer's output [B, L, D], its cache, and what `capture` names of it.
+
+        That is "hidden" (the output), "attention_scores" and "attention_probabilities".
+        """
         attention_key, residual_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         with jax.named_scope("attention"):
             y_BLD, cache, captured = self.attention(

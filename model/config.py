@@ -1,4 +1,4 @@
-"""What a stack of transformer blocks is: the fields that every family shares, whatever stands before and after the stack."""
+"""What a stack of transformer blocks is: the fields that every family shares."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -70,9 +70,13 @@ class StackConfig:
                 f"try model_dim {-(-self.model_dim // self.num_heads) * self.num_heads}, or set head_dim"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(f"model.num_heads={self.num_heads} must be a multiple of model.num_kv_heads={self.kv_heads}")
+            raise ValueError(
+                f"model.num_heads={self.num_heads} must be a multiple of model.num_kv_heads={self.kv_heads}"
+            )
         if self.positions == "rope" and self.head_size % 2:
-            raise ValueError(f"model.head_dim={self.head_size} must be even, since rotary positions turn pairs of dimensions")
+            raise ValueError(
+                f"model.head_dim={self.head_size} must be even, since rotary positions turn pairs of dimensions"
+            )
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0 and less than 1")

@@ -1,4 +1,4 @@
-"""Decoding with a key/value cache: the prompt in one pass, then a token at a time, several a call, with the choice of token on the device."""
+"""Decoding with a key/value cache: the prompt in one pass, then several tokens a call, each chosen on the device."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,11 @@ _MASKED = -1e30
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 takes the most probable; otherwise from the `top_k` most probable (0: all), and of those from the fewest
-    whose probabilities reach `top_p`, both taken after the temperature."""
+    """How the next token is chosen.
+
+    Temperature 0 takes the most probable. Otherwise it is drawn from the `top_k` most probable (0: all), and of those
+    from the fewest whose probabilities reach `top_p`, both after the temperature.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -34,10 +37,12 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p} must be more than 0 and at most 1")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["caches", "logits_BV", "lengths_B", "stopped_B"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["caches", "logits_BV", "lengths_B", "stopped_B"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class Decoding:
-    """Where the rows stand: their caches, the logits of each row's next token, how many tokens each has, and which have stopped."""
+    """Where the rows stand: caches, logits of the next token, how many tokens each has, and which have stopped."""
 
     caches: tuple[LayerCache, ...]
     logits_BV: jax.Array
@@ -53,12 +58,18 @@ def unstack(model: Decoder) -> tuple[Decoder, tuple[Block, ...]]:
 
 
 @partial(jax.jit, static_argnames="cache_length")
-def start(model: Decoder, layers: tuple[Block, ...], tokens_BL: jax.Array, lengths_B: jax.Array, *, cache_length: int) -> Decoding:
+def start(
+    model: Decoder, layers: tuple[Block, ...], tokens_BL: jax.Array, lengths_B: jax.Array, *, cache_length: int
+) -> Decoding:
     """Read the prompts, right-padded to one length L, with room for `cache_length` tokens a row in all."""
     config, (B, L) = model.config, tokens_BL.shape
     dtype = model.embedding.table[...].dtype
     empty = constrain(
-        jnp.zeros((B, cache_length, config.kv_heads, config.head_size), dtype), "act_batch", "act_memory", "act_kv_heads", "act_head_dim"
+        jnp.zeros((B, cache_length, config.kv_heads, config.head_size), dtype),
+        "act_batch",
+        "act_memory",
+        "act_kv_heads",
+        "act_head_dim",
     )
     slots_BL = jnp.broadcast_to(jnp.arange(L)[None], (B, L))
     # The padding's keys land in slots that each row writes again before it looks at them.
@@ -69,11 +80,20 @@ def start(model: Decoder, layers: tuple[Block, ...], tokens_BL: jax.Array, lengt
 
 @partial(jax.jit, static_argnames=("num_tokens", "sampling"), donate_argnames="decoding")
 def extend(
-    model: Decoder, layers: tuple[Block, ...], decoding: Decoding, key: jax.Array, stop_S: jax.Array, *, num_tokens: int, sampling: Sampling
+    model: Decoder,
+    layers: tuple[Block, ...],
+    decoding: Decoding,
+    key: jax.Array,
+    stop_S: jax.Array,
+    *,
+    num_tokens: int,
+    sampling: Sampling,
 ) -> tuple[Decoding, jax.Array, jax.Array]:
-    """`num_tokens` more tokens a row and their log-probabilities under the model (before temperature and truncation), each [B, num_tokens].
+    """`num_tokens` more tokens a row, and their log-probabilities, each [B, num_tokens].
 
-    A row that has drawn a token of `stop_S` draws no more: its later tokens are -1. What a row draws depends on its number, its length and the key alone.
+    Probabilities are the model's, before temperature and truncation.
+    A row that has drawn a token of `stop_S` draws no more: its later tokens are -1. What a row draws depends on its
+    number, its length and the key alone.
     """
     B = decoding.lengths_B.shape[0]
     row_keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(B))

@@ -1,4 +1,4 @@
-"""The decoder-only transformer: token embedding, a causal stack, and a projection onto the vocabulary (GPT-2, Llama and their kin)."""
+"""The decoder-only transformer (GPT-2, Llama and kin): embedding, a causal stack, a projection onto the vocabulary."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,9 @@ class Decoder(nnx.Module):
         size = (config.vocab_size, config.vocab_multiple, D, config.init_std)
         self.embedding = Embedding(*size, kind="embedding", rngs=rngs)
         if config.positions == "learned":
-            self.positions = param(rngs, (config.max_length, D), ("positions", "embed"), normal(config.init_std), "embedding")
+            self.positions = param(
+                rngs, (config.max_length, D), ("positions", "embed"), normal(config.init_std), "embedding"
+            )
         self.stack = Stack(config, rngs)
         self.norm = Norm(D, config.norm, config.norm_epsilon, rngs)
         if not config.tie_embeddings:
@@ -101,7 +103,9 @@ class Decoder(nnx.Module):
         with jax.named_scope("logits"):
             return (self.embedding if self.config.tie_embeddings else self.head).logits(hidden_BLD)
 
-    def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
+    ) -> jax.Array:
         """Logits [B, L, V] over the padded vocabulary."""
         return self.logits(self.hidden(tokens_BL, positions_BL, segments_BL)[0])
 
@@ -110,7 +114,8 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         """Decode: L more tokens a row, each in its slot (its position in its row), seeing the slots up to its own.
 
-        `layers` is `stack.unstacked()`. Returns the normed hidden states [B, L, D] and the caches with the new keys and values.
+        `layers` is `stack.unstacked()`. Returns the normed hidden states [B, L, D] and the caches with the new keys and
+        values.
         """
         x_BLD = self.embed(tokens_BL, slots_BL)
         context = Context(Mask(causal=True, q_index_BL=slots_BL), self.rope(slots_BL), slots_BL)

@@ -1,4 +1,4 @@
-"""The position-wise feed-forward layer: GELU (Hendrycks & Gimpel 2016, the tanh form of GPT-2) or gated SiLU (SwiGLU, Shazeer 2020)."""
+"""The feed-forward layer: GELU (Hendrycks & Gimpel 2016, in GPT-2's tanh form) or gated SiLU (SwiGLU, Shazeer 2020)."""
 
 import math
 
@@ -15,7 +15,10 @@ GATED = ("swiglu",)
 
 
 class FeedForward(nnx.Module):
-    """x -> activation(x W_in + b_in) W_out + b_out; a gated layer's gate and up projections are one weight [D, 2, F]."""
+    """x -> activation(x W_in + b_in) W_out + b_out.
+
+    A gated layer's gate and up projections are one weight [D, 2, F].
+    """
 
     def __init__(self, config: StackConfig, rngs: nnx.Rngs):
         self.config = config
@@ -31,6 +34,7 @@ class FeedForward(nnx.Module):
             self.down_bias = param(rngs, (D,), ("norm",), zeros, "bias")
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """Each position's output, [B, L, D]."""
         if self.config.activation in GATED:
             h_BLCF = checkpoint_name(einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...]), "mlp_in")
             h_BLCF = constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp")

@@ -1,7 +1,8 @@
 """Attention, softmax(q k^T * scale + mask) v, in several implementations with one signature.
 
-`reference` says what is computed, in the fewest words, and also does what fused kernels cannot: hand out its probabilities and drop some of them.
-`xla` is for every backend: it carries its own gradient and, where the mask is causal, works by blocks of queries that never meet the keys after them.
+`reference` says what is computed, in the fewest words, and also does what fused kernels cannot: hand out its
+probabilities and drop some of them. `xla` is for every backend: it carries its own gradient and, where the mask is
+causal, works by blocks of queries that never meet the keys after them.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ _MAX_BLOCKS = 8
 def attend(
     q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask: Mask, *, scale: float, implementation: str = "xla"
 ) -> jax.Array:
-    """Attention of H query heads over G key/value heads (H a multiple of G): [B, L, H, K], in q's dtype with a float32 softmax."""
+    """Attention of H query heads over G key/value heads, [B, L, H, K] in q's dtype, with a float32 softmax."""
     q_BLGRK, k_BMGK, v_BMGK = _grouped(q_BLHK, k_BMGK, v_BMGK)
     return IMPLEMENTATIONS[implementation](q_BLGRK * scale, k_BMGK, v_BMGK, mask).reshape(q_BLHK.shape)
 
@@ -28,7 +29,10 @@ def attend(
 def attend_with_probabilities(
     q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask: Mask, *, scale: float, drop: Callable | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The reference's output [B, L, H, K], its masked scores and its probabilities, both [B, H, L, M] float32; `drop` is applied to the probabilities."""
+    """The reference's output [B, L, H, K], its masked scores and its probabilities, both [B, H, L, M] float32.
+
+    `drop` is applied to the probabilities.
+    """
     q_BLGRK, k_BMGK, v_BMGK = _grouped(q_BLHK, k_BMGK, v_BMGK)
     out, scores, p = _reference_parts(q_BLGRK * scale, k_BMGK, v_BMGK, mask, drop)
     flat = (p.shape[0], -1, *p.shape[3:])
@@ -36,12 +40,16 @@ def attend_with_probabilities(
 
 
 def _grouped(q_BLHK, k_BMGK, v_BMGK):
-    """Queries as [B, L, G, R, K]. Key/value heads that the tensor axis replicates are repeated, so that query heads can stay split over it."""
+    """Queries as [B, L, G, R, K].
+
+    Key/value heads that the tensor axis replicates are repeated, so that query heads can stay split over it.
+    """
     B, L, H, K = q_BLHK.shape
     G = k_BMGK.shape[2]
     if G % spread("act_kv_heads"):
         k_BMGK, v_BMGK = (
-            constrain(jnp.repeat(x, H // G, axis=2), "act_batch", "act_memory", "act_heads", "act_head_dim") for x in (k_BMGK, v_BMGK)
+            constrain(jnp.repeat(x, H // G, axis=2), "act_batch", "act_memory", "act_heads", "act_head_dim")
+            for x in (k_BMGK, v_BMGK)
         )
         G = H
     return q_BLHK.reshape(B, L, G, H // G, K), k_BMGK, v_BMGK

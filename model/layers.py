@@ -1,4 +1,7 @@
-"""Norms, embedding and dropout. Norms carry their own gradients: statistics in float32, saved once, nothing else held."""
+"""Norms, embedding and dropout.
+
+Norms carry their own gradients: statistics in float32, saved once, nothing else held.
+"""
 
 import math
 from functools import partial
@@ -23,6 +26,7 @@ class Norm(nnx.Module):
             self.bias = param(rngs, (dim,), ("norm",), zeros, "bias")
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """The normed x, in its dtype."""
         if self.kind == "layer":
             return layer_norm(self.epsilon, x, self.scale[...], self.bias[...])
         return rms_norm(self.epsilon, x, self.scale[...])
@@ -91,7 +95,8 @@ def _sum_rows(x: jax.Array, like: jax.Array) -> jax.Array:
 class Embedding(nnx.Module):
     """A table of token vectors, also used as output projection where it is tied.
 
-    Rows from `vocab_size` up to the next multiple of `vocab_multiple` are zero, get zero gradient, and are masked in the logits.
+    Rows from `vocab_size` up to the next multiple of `vocab_multiple` are zero, get zero gradient, and are masked in
+    the logits.
     """
 
     def __init__(self, vocab_size: int, vocab_multiple: int, dim: int, std: float, kind, rngs: nnx.Rngs):
@@ -100,6 +105,7 @@ class Embedding(nnx.Module):
         self.table = param(rngs, (rows, dim), ("vocab", "embed"), normal(std, vocab_size), kind)
 
     def __call__(self, tokens_BL: jax.Array) -> jax.Array:
+        """The tokens' vectors, [B, L, D]."""
         return look_up(constrain(self.table[...], "vocab", "act_embed"), tokens_BL)
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
@@ -113,29 +119,37 @@ class Embedding(nnx.Module):
 
 
 def padded(vocab_size: int, vocab_multiple: int) -> int:
-    """The number of stored rows for a vocabulary: a function of the model alone, so that any mesh restores any checkpoint."""
+    """The number of stored rows: a function of the model alone, so that any mesh restores any checkpoint."""
     return math.ceil(vocab_size / vocab_multiple) * vocab_multiple
 
 
-@jax.custom_vjp
 def look_up(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-    """The rows [B, L, D] of a table. It must be whole along D (constrain it first): where both its axes are split, XLA rematerialises the whole batch."""
+    """The rows [B, L, D] of a table.
+
+    The table must be whole along D (constrain it first): where both its axes are split, XLA rematerialises the whole
+    batch. Its gradient is summed in float32: a frequent token gathers thousands of them, which bfloat16 would round
+    away.
+    """
+    return _look_up(table_VD, tokens_BL)
+
+
+def _take_rows(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
     return jnp.take(table_VD, tokens_BL, axis=0)
 
 
 def _look_up_forward(table_VD, tokens_BL):
     # An empty slice carries the table's size and dtype to the gradient without holding the table.
-    return look_up(table_VD, tokens_BL), (tokens_BL, table_VD[:, :0])
+    return _take_rows(table_VD, tokens_BL), (tokens_BL, table_VD[:, :0])
 
 
 def _look_up_backward(residuals, g_BLD):
     tokens_BL, like = residuals
-    # Summed in float32: a frequent token gathers thousands of gradients, which bfloat16 would round away.
     gradient = jnp.zeros((like.shape[0], g_BLD.shape[-1]), jnp.float32).at[tokens_BL].add(g_BLD.astype(jnp.float32))
     return gradient.astype(like.dtype), None
 
 
-look_up.defvjp(_look_up_forward, _look_up_backward)
+_look_up = jax.custom_vjp(_take_rows)
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Which query may attend to which key, as data rather than as a matrix, so that every kernel can use it in its own way."""
+"""Which query may attend to which key, as data rather than a matrix, so that every kernel can use it in its own way."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 class Mask:
     """Query l may attend to key m where all that is given agrees.
 
-    causal: k_index <= q_index. window: also q_index - k_index < window. Indices default to 0, 1, ... . Segments: equal numbers only; two documents in one
-    row have different numbers, and padding has 0, which attends to nothing but padding.
+    causal: k_index <= q_index. window: also q_index - k_index < window. Indices default to 0, 1, ... . Segments: equal
+    numbers only; two documents in one row have different numbers, and padding has 0, which attends to nothing but
+    padding.
     """
 
     causal: bool = True

@@ -1,7 +1,7 @@
 """How a weight is born, named and found.
 
-`param` is the only way a weight is made. Outside the model, parameters are one flat dict {dotted name: array}, so that partitions, checkpoints, export,
-optimizers and counts all speak of a weight by one name.
+`param` is the only way a weight is made. Outside the model, parameters are one flat dict {dotted name: array}, so that
+partitions, checkpoints, export, optimizers and counts all speak of a weight by one name.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Params = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is declared of one weight: its shape, the logical name of each axis (see RULES), and what kind of weight it is."""
+    """What is declared of one weight: its shape, the logical name of each axis (see RULES), and its kind."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -33,8 +33,10 @@ class Skeleton:
     structure: Any
 
 
-def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable, kind: Kind) -> nnx.Param:
-    """A float32 weight of `shape`, initialised by `init(key, shape, dtype)`, declared with its logical `axes` and `kind`."""
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable, kind: Kind
+) -> nnx.Param:
+    """A float32 weight, initialised by `init(key, shape, dtype)`, declared with its logical `axes` and its `kind`."""
     assert len(shape) == len(axes), (shape, axes)
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, kind=kind)
 
@@ -93,5 +95,5 @@ def merge(skeleton: Skeleton, params: Params) -> Any:
 
 
 def declarations(model: Any) -> dict[str, Declaration]:
-    """What is declared of each weight of a model, which may be an abstract one (`jax.eval_shape` of its constructor)."""
+    """What is declared of each weight of a model, which may be abstract (`jax.eval_shape` of its constructor)."""
     return {name: Declaration(tuple(v.get_raw_value().shape), v.axes, v.kind) for name, v in _variables(model).items()}

@@ -1,4 +1,4 @@
-"""Where a token stands: learned vectors added to the embedding, or rotary embedding of queries and keys (RoPE, Su et al. 2021)."""
+"""Where a token stands: vectors added to its embedding, or queries and keys that are rotated (RoPE, Su et al. 2021)."""
 
 import math
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of RoPE to longer texts: wavelengths above `original_max_length / low_frequency_factor` grow by `factor`, those below
-    `original_max_length / high_frequency_factor` stay, and those between are interpolated."""
+    """Llama 3.1's stretching of RoPE to longer texts.
+
+    Wavelengths above `original_max_length / low_frequency_factor` grow by `factor`, those below
+    `original_max_length / high_frequency_factor` stay, and those between are interpolated.
+    """
 
     factor: float = 8.0
     low_frequency_factor: float = 1.0
@@ -30,15 +33,23 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
     return frequency.astype(np.float32)
 
 
-def rope_tables(positions_BL: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[jax.Array, jax.Array]:
-    """Cosine and signed sine, each [B, L, 1, K] float32, made once for all layers. The sine's first half is negated, so that rotating is x cos + swap(x) sin."""
-    angle = positions_BL[..., None].astype(jnp.float32) * jnp.asarray(rope_frequencies(head_dim, theta, scaling))[None, None]
+def rope_tables(
+    positions_BL: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and signed sine, each [B, L, 1, K] float32, made once for all layers.
+
+    The sine's first half is negated, so that rotating is x cos + swap(x) sin.
+    """
+    angle = (
+        positions_BL[..., None].astype(jnp.float32)
+        * jnp.asarray(rope_frequencies(head_dim, theta, scaling))[None, None]
+    )
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.concatenate([cos, cos], -1)[:, :, None], jnp.concatenate([-sin, sin], -1)[:, :, None]
 
 
 def rotate(x_BLHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """x with each pair (i, i + K/2) of its last axis turned by its position's angle, in float32 (Hugging Face's order of dimensions)."""
+    """x with each pair (i, i + K/2) of its last axis turned by its position's angle, in float32."""
     cos, sin = tables
     x = x_BLHK.astype(jnp.float32)
     first, second = jnp.split(x, 2, axis=-1)

@@ -1,11 +1,13 @@
-"""Logical axes and the one table that lays them on the device mesh; the matmul and the constraint that every layer is written with.
+"""Logical axes and the one table that lays them on the device mesh.
 
-The mesh shape is the strategy: an axis of size 1 does nothing, and data parallelism, FSDP, tensor and context parallelism are shapes, never code paths.
-Parameters and activations have different names on purpose: FSDP is exactly the fact that `embed` is split where `act_embed` is not.
+The matmul and the constraint that every layer is written with.
+
+The mesh shape is the strategy: an axis of size 1 does nothing, and data parallelism, FSDP, tensor and context
+parallelism are shapes, never code paths. Parameters and activations have different names on purpose: FSDP is exactly
+the fact that `embed` is split where `act_embed` is not.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +76,9 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
         entry = RULES[logical]
         names = {entry} if isinstance(entry, str) else set(entry or ())
         if used & names:
-            raise ValueError(f"the axes {tuple(axes)} of one array would use the mesh axis {sorted(used & names)} twice; change RULES")
+            raise ValueError(
+                f"the axes {tuple(axes)} of one array use the mesh axis {sorted(used & names)} twice; change RULES"
+            )
         used |= names
         entries.append(entry)
     return PartitionSpec(*entries)
@@ -89,7 +93,10 @@ def _largest_divisor(dimension: int, at_most: int) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Lay the activation `x` on the ambient mesh as its logical `axes` say; without a mesh, or on one device, do nothing."""
+    """Lay the activation `x` on the ambient mesh as its logical `axes` say.
+
+    Without a mesh, or on one device, do nothing.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -102,14 +109,14 @@ def spread(logical: str) -> int:
     return 1 if mesh.empty else axis_size(mesh, logical)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """`jnp.einsum` of an activation and a weight, accumulated in float32 and returned in x's dtype.
 
-    Its gradients are single contractions in the order in which they are stored. JAX's own rule transposes the gradient of `w`, and XLA:CPU answers by
-    copying the incoming gradient with everything that produces it fused into the copy, once a layer.
+    Its gradients are single contractions in the order in which they are stored. JAX's own rule transposes the gradient
+    of `w`, and XLA:CPU answers by copying the incoming gradient, with everything that produces it fused into the copy,
+    once a layer.
     """
-    return _contract(equation, x, w)
+    return _einsum(equation, x, w)
 
 
 def _contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -127,4 +134,5 @@ def _einsum_backward(equation: str, residuals, g: jax.Array):
     return _contract(f"{out},{right}->{left}", g, w), _contract(f"{left},{out}->{right}", x, g)
 
 
-einsum.defvjp(_einsum_forward, _einsum_backward)
+_einsum = jax.custom_vjp(_contract, nondiff_argnums=(0,))
+_einsum.defvjp(_einsum_forward, _einsum_backward)

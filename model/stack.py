@@ -1,7 +1,8 @@
-"""N blocks as one: stacked weights run by a scan, so that compile time does not grow with depth, and rematerialised as the policy says.
+"""N blocks as one: stacked weights run by a scan, so that compile time does not grow with depth.
 
-A stack opens in three places and no others: `capture` hands out what each layer computes, `per_layer` feeds each layer its own data, and `unroll` (of the
-configuration) says how many layers one turn of the scan runs. Decoding reads the layers one by one (`unstacked`): a scan would copy every weight, each token.
+A stack opens in three places and no others: `capture` hands out what each layer computes, `per_layer` feeds each layer
+its own data, and `unroll` (of the configuration) says how many layers one turn of the scan runs. Decoding reads the
+layers one by one (`unstacked`): a scan would copy every weight, each token.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,8 @@ class Stack(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The last layer's output [B, L, D] and, by name, what was captured of each layer, [N, ...].
 
-        `per_layer(context, data)` makes a layer's context from its slice of `per_layer_data`, arrays with a leading layer axis (window sizes, say).
+        `per_layer(context, data)` makes a layer's context from its slice of `per_layer_data`, arrays with a leading
+        layer axis (window sizes, say).
         """
 
         def layer(x_BLD, scanned):

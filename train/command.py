@@ -113,7 +113,7 @@ def _failure(error: Exception, console: Console) -> str:
     said = f"{type(error).__name__}: {first_line[:300]}" if first_line else type(error).__name__
     try:
         path = console.write_traceback("".join(traceback.format_exception(error)))
-    except OSError as unwritable:
+    except (OSError, ValueError) as unwritable:  # no space left, or no cache folder
         traceback.print_exception(error)
         return f"{said}; the traceback above could not be kept in a file ({unwritable})"
     return f"{said}; the traceback is in {os.fspath(path)}"

@@ -21,7 +21,7 @@ def prepare(arguments: Sequence[str] = ()) -> None:
     """
     _keep_memory_mapped()
     # Compiled programs are kept, so that a second start takes seconds, even where each took only a moment.
-    with contextlib.suppress(OSError):  # without a writable home folder they are compiled anew
+    with contextlib.suppress(ValueError):  # without a folder to keep them in they are compiled anew
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault(

@@ -1,7 +1,5 @@
 """The `evaluate` command: perplexity with a receipt."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,7 +75,11 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
         "definition": DEFINITION,
         "digests": {"text": corpus.digest, "tokenizer": run.tokenizer.digest, "weights": run.weights_digest},
     }
-    shown = [(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else value) for name, value in receipt.items() if name not in ("digests", "definition")]
+    shown = [
+        (name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else value)
+        for name, value in receipt.items()
+        if name not in ("digests", "definition")
+    ]
     console.table(f"{run.directory} at step {run.step}", ("", ""), shown)
     console.say(f"definition: {DEFINITION}")
     console.say("digests: " + ", ".join(f"{name} {digest[:12]}" for name, digest in receipt["digests"].items()))

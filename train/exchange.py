@@ -64,7 +64,7 @@ def export_main(arguments: ExportArguments, console: Console) -> dict[str, Any]:
             progress=progress,
         )
     console.say(
-        f"wrote {receipt['path']}: {receipt['architecture']}, {receipt['parameters']:,} parameters in {receipt['dtype']}; "
+        f"wrote {receipt['path']}: {receipt['architecture']}, {receipt['parameters']:,} {receipt['dtype']} parameters; "
         f"read again, its logits differ by at most {receipt['max_logit_difference']:.2g}"
     )
     return receipt
@@ -89,14 +89,27 @@ def import_main(arguments: ImportArguments, console: Console) -> dict[str, Any]:
     shardings = parameter_shardings(declared, make_mesh(MeshConfig()))
     weights = {name: jax.device_put(params[name].astype(np.float32), shardings[name]) for name in declared}
     dtypes = {array.dtype.name for array in params.values()}
-    record = {"config": to_json(config), "step": 0, "examples_seen": 0, "tokens": 0, "loss": None, "evaluation": None, "figures": {}}
+    record = {
+        "config": to_json(config),
+        "step": 0,
+        "examples_seen": 0,
+        "tokens": 0,
+        "loss": None,
+        "evaluation": None,
+        "figures": {},
+    }
     with run.lock():
         run.tokenizer.mkdir()
         for name, content in files.items():
             (run.tokenizer / name).write_bytes(content)
         with Checkpoints(run.checkpoints, writer=True) as checkpoints:
-            checkpoints.save(0, {"params": weights}, record | {"imported_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"})
+            checkpoints.save(
+                0, {"params": weights}, record | {"imported_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+            )
         run.write_config(to_json(config))  # last: what has it is a run
     architecture, parameters = family_of(model).ARCHITECTURE, count_parameters(model)
-    console.say(f"imported {arguments.folder} as {run}: {architecture}, {parameters:,} parameters, mapped back with the same bits")
+    console.say(
+        f"imported {arguments.folder} as {run}: {architecture}, {parameters:,} parameters, "
+        "mapped back with the same bits"
+    )
     return {"path": str(run), "architecture": architecture, "parameters": parameters, "max_logit_difference": 0.0}

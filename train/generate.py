@@ -72,7 +72,10 @@ def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
     if streams:
         console.write(arguments.prompt[0])
     continuations: list[Continuation] = []
-    for new_text, continuations in writer.write(arguments.prompt, arguments.max_tokens, sampling, arguments.seed, arguments.stop):
+    for new_text, continuations_so_far in writer.write(
+        arguments.prompt, arguments.max_tokens, sampling, arguments.seed, arguments.stop
+    ):
+        continuations = continuations_so_far
         if streams:
             console.write(new_text)
     if streams:
@@ -99,21 +102,34 @@ class Writer:
         self.config, self.tokenizer, self.mesh = plan.config, tokenizer, mesh
         dtype = jnp.dtype(precision)
         with jax.set_mesh(mesh):
-            self._model, self._layers = jax.jit(lambda params: unstack(merge(plan.skeleton, {n: p.astype(dtype) for n, p in params.items()})))(params)
+            self._model, self._layers = jax.jit(
+                lambda params: unstack(merge(plan.skeleton, {n: p.astype(dtype) for n, p in params.items()}))
+            )(params)
 
     def write(
         self, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, seed: int, stop: Sequence[str] = ()
     ) -> Iterator[tuple[str, list[Continuation]]]:
-        """Yields, as it grows, the first prompt's new text and all continuations so far. A text ends before a `stop`, or at the end token."""
+        """Yields, as it grows, the first prompt's new text and all continuations so far.
+
+        A text ends before a `stop`, or at the end token.
+        """
         sampling.validate()
-        tokens = [np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32) for prompt in prompts]
+        tokens = [
+            np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32) for prompt in prompts
+        ]
         longest = max(map(len, tokens))
         room = self.config.max_length - longest + 1  # the last token drawn is not read again
         if room < 1:
-            raise ValueError(f"the prompt has {longest} tokens, more than the model's max_length={self.config.max_length}; shorten it")
+            raise ValueError(
+                f"the prompt has {longest} tokens, more than the model's max_length={self.config.max_length}; "
+                "shorten it"
+            )
         wanted = min(200, room) if max_tokens is None else max_tokens
         if not 1 <= wanted <= room:
-            raise ValueError(f"max_tokens={wanted} must be between 1 and {room}, what the model's max_length={self.config.max_length} leaves; try {room}")
+            raise ValueError(
+                f"max_tokens={wanted} must be between 1 and {room}, "
+                f"what the model's max_length={self.config.max_length} leaves; try {room}"
+            )
 
         continuations = [Continuation(prompt, "", [], []) for prompt in prompts]
         streams = [self.tokenizer.stream() for _ in prompts]
@@ -134,7 +150,13 @@ class Writer:
                         continuation.text, done[number] = continuation.text[: min(ends)], True
                         break
             # What may be the beginning of a stop is held back until it is decided.
-            held = 0 if done[0] else max((n for s in stop for n in range(1, len(s)) if continuations[0].text.endswith(s[:n])), default=0)
+            held = (
+                0
+                if done[0]
+                else max(
+                    (n for s in stop for n in range(1, len(s)) if continuations[0].text.endswith(s[:n])), default=0
+                )
+            )
             new = continuations[0].text[len(shown) : len(continuations[0].text) - held]
             shown += new
             yield new, continuations
@@ -144,7 +166,9 @@ class Writer:
             continuation.text += "" if any(s in continuation.text for s in stop) else stream.finish()
         yield continuations[0].text[len(shown) :], continuations
 
-    def _draw(self, prompts: list[np.ndarray], wanted: int, sampling: Sampling, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _draw(
+        self, prompts: list[np.ndarray], wanted: int, sampling: Sampling, seed: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens and log-probabilities, [prompts, some], until `wanted` are drawn or all rows have stopped."""
         rows = -(-len(prompts) // axis_size(self.mesh, "act_batch")) * axis_size(self.mesh, "act_batch")
         # Few distinct shapes, so that few are compiled: prompts padded to powers of two, caches to multiples of 64.
@@ -155,13 +179,24 @@ class Writer:
         for row, prompt in enumerate(prompts):
             batch[row, : len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
-        place = lambda x: jax.device_put(x, batch_sharding(self.mesh, x.shape))  # noqa: E731
+
+        def place(x: np.ndarray) -> jax.Array:
+            return jax.device_put(x, batch_sharding(self.mesh, x.shape))
+
         stop = jnp.array([self.tokenizer.end_id], jnp.int32)
         with jax.set_mesh(self.mesh):
-            decoding = start(self._model, self._layers, place(batch), place(lengths), cache_length=-(-(longest + wanted) // 64) * 64)
+            decoding = start(
+                self._model, self._layers, place(batch), place(lengths), cache_length=-(-(longest + wanted) // 64) * 64
+            )
             for begin in range(0, wanted, _CHUNK):
                 decoding, drawn, log_p = extend(
-                    self._model, self._layers, decoding, jax.random.key(seed), stop, num_tokens=_CHUNK, sampling=sampling
+                    self._model,
+                    self._layers,
+                    decoding,
+                    jax.random.key(seed),
+                    stop,
+                    num_tokens=_CHUNK,
+                    sampling=sampling,
                 )
                 keep = min(_CHUNK, wanted - begin)
                 drawn, log_p = np.asarray(drawn)[:, :keep], np.asarray(log_p)[:, :keep]

@@ -38,21 +38,30 @@ class LoadedRun:
 
 
 def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = lambda sentence: None) -> LoadedRun:
-    """The run that a user's RUN names: "RUN" (its newest checkpoint that verifies), "RUN/checkpoints/STEP" or "RUN@best".
+    """The run that a user's RUN names.
 
-    `report` gets a sentence for each checkpoint that is skipped. Raises ValueError where there is no run, or none that can be used.
+    That is "RUN" (its newest checkpoint that verifies), "RUN/checkpoints/STEP" or "RUN@best".
+    `report` gets a sentence for each checkpoint that is skipped. Raises ValueError where there is no run, or none that
+    can be used.
     """
     directory, which = resolve(spec)
     config = from_json(RunConfig, directory.read_config(), str(directory.config))
     plan = blueprint(config.model)
     mesh = make_mesh(mesh_config or MeshConfig())
     shardings = parameter_shardings(plan.declared, mesh)
-    abstract = {"params": {name: jax.ShapeDtypeStruct(d.shape, np.float32, sharding=shardings[name]) for name, d in plan.declared.items()}}
+    abstract = {
+        "params": {
+            name: jax.ShapeDtypeStruct(d.shape, np.float32, sharding=shardings[name])
+            for name, d in plan.declared.items()
+        }
+    }
     with Checkpoints(directory.checkpoints) as checkpoints:
         if which == "best":
             which = checkpoints.best()
             if which is None:
-                raise ValueError(f"no checkpoint of {directory} was evaluated, so none is best; name RUN or RUN/checkpoints/STEP")
+                raise ValueError(
+                    f"no checkpoint of {directory} was evaluated, so none is best; name RUN or RUN/checkpoints/STEP"
+                )
         if which is None:
             newest = checkpoints.newest(abstract, report)
             if newest is None:
@@ -61,7 +70,9 @@ def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = 
         else:
             step, items, record = int(which), checkpoints.restore(int(which), abstract), checkpoints.record(int(which))
         digest = checkpoints.digest(step, "params")
-    return LoadedRun(directory, config, load_tokenizer(directory.tokenizer), plan, items["params"], step, record, digest, mesh)
+    return LoadedRun(
+        directory, config, load_tokenizer(directory.tokenizer), plan, items["params"], step, record, digest, mesh
+    )
 
 
 @dataclass(frozen=True)

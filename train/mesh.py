@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,24 +29,26 @@ class MeshConfig:
         sizes = {name: getattr(self, name) for name in MESH_AXES}
         shown = " x ".join(f"{name}={size}" for name, size in sizes.items())
         if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-            raise ValueError(f"mesh {shown}: every axis must be at least 1, and at most one may be -1 (the remaining devices)")
+            raise ValueError(
+                f"mesh {shown}: every axis must be at least 1, and at most one may be -1 (the remaining devices)"
+            )
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if num_devices % fixed or (fixed != num_devices and -1 not in sizes.values()):
             raise ValueError(
-                f"mesh {shown} takes {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices, and {num_devices} are here; "
-                f"change --mesh.*, or simulate them on a CPU with JAX_NUM_CPU_DEVICES={fixed}"
+                f"mesh {shown} takes {'a multiple of ' if -1 in sizes.values() else ''}{fixed} devices, "
+                f"and {num_devices} are here; change --mesh.*, or simulate them with JAX_NUM_CPU_DEVICES={fixed}"
             )
         return {name: num_devices // fixed if size == -1 else size for name, size in sizes.items()}
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over the given devices, or all devices of all hosts."""
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
-def parameter_shardings(declared: Mapping[str, Declaration], mesh: Mesh) -> dict[str, NamedSharding]:
+def parameter_shardings(declared: Mapping[str, Declaration], mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
     """Where each parameter lies; raises ValueError, naming the parameter's axis, where one does not divide."""
     return {name: NamedSharding(mesh, partition_spec(d.axes, d.shape, mesh)) for name, d in declared.items()}
 
@@ -59,11 +62,13 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, 
     if batch_size % unit:
         raise ValueError(
             f"batch_size={batch_size} must be a multiple of data*fsdp*micro_batches={unit} (mesh "
-            f"{', '.join(f'{name}={size}' for name, size in mesh.shape.items())}; micro_batches={micro_batches}); try {-(-batch_size // unit) * unit}"
+            f"{', '.join(f'{name}={size}' for name, size in mesh.shape.items())}; micro_batches={micro_batches}); "
+            f"try {-(-batch_size // unit) * unit}"
         )
     if length % context:
         raise ValueError(
-            f"data.max_length={length} must be a multiple of the mesh's context={context}; try {-(-length // context) * context}"
+            f"data.max_length={length} must be a multiple of the mesh's context={context}; "
+            f"try {-(-length // context) * context}"
         )
 
 
@@ -88,8 +93,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place_batch(mesh: Mesh, batch_size: int, rows_for: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
-    """The global batch on the mesh's devices. `rows_for(places)` reads only the places of the batch that this process's devices hold."""
+def place_batch(
+    mesh: Mesh, batch_size: int, rows_for: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+) -> dict[str, jax.Array]:
+    """The global batch on the mesh's devices.
+
+    `rows_for(places)` reads only the places of the batch that this process's devices hold.
+    """
     held = batch_sharding(mesh, (batch_size,)).addressable_devices_indices_map((batch_size,))
     places = np.unique(np.concatenate([np.arange(batch_size)[index] for index in held.values() if index is not None]))
     rows = rows_for(places)
@@ -97,7 +107,7 @@ def place_batch(mesh: Mesh, batch_size: int, rows_for: Callable[[np.ndarray], Ma
     def place(local: np.ndarray) -> jax.Array:
         shape = (batch_size, *local.shape[1:])
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(batch_size)
             return local[np.searchsorted(places, start) : np.searchsorted(places, stop), *index[1:]]
 

@@ -1,4 +1,7 @@
-"""Optimizers and schedules, by Optax. What is decayed follows from each parameter's declared kind, never from its number of dimensions."""
+"""Optimizers and schedules, by Optax.
+
+What is decayed follows from each parameter's declared kind, never from its number of dimensions.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +45,10 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate after n updates, for n = 0 .. steps - 1. A warm-up longer than the run is shortened to a tenth of it."""
+    """The learning rate after n updates, for n = 0 .. steps - 1.
+
+    A warm-up longer than the run is shortened to a tenth of it.
+    """
     peak = config.learning_rate
     final = peak * config.final_fraction
     warmup = config.warmup_steps if config.warmup_steps < steps else steps // 10
@@ -68,8 +74,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, after], [warmup]) if warmup else after
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, declared: Mapping[str, Declaration]) -> optax.GradientTransformation:
-    """Clipping by global norm, then the update rule, with decoupled weight decay on the declared kinds `config.decayed`."""
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, declared: Mapping[str, Declaration]
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then the update rule, with decoupled weight decay on the kinds in `config.decayed`."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     decay = {name: d.kind in config.decayed for name, d in declared.items()}
     match config.name:
@@ -77,4 +85,6 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, declared: 
             rule = optax.scale_by_adam(config.b1, config.b2, config.epsilon)
         case "sgd":
             rule = optax.trace(config.momentum)
-    return optax.chain(clip, rule, optax.add_decayed_weights(config.weight_decay, decay), optax.scale_by_learning_rate(schedule))
+    return optax.chain(
+        clip, rule, optax.add_decayed_weights(config.weight_decay, decay), optax.scale_by_learning_rate(schedule)
+    )

@@ -1,7 +1,9 @@
-"""Perplexity, defined once: every text token of every document is scored exactly once, given its document's start token and as much text as a window holds.
+"""Perplexity, defined once: every text token of every document is scored exactly once.
 
-A document is cut into windows of `window` inputs, `stride` apart; a window scores the targets that no earlier window did. End tokens are not scored and
-documents are never joined: short ones share a row only as separate segments. Nats are computed in float32 and summed on the host in float64.
+It is given its document's start token and as much of the text before it as a window holds. A document is cut into
+windows of `window` inputs, `stride` apart; a window scores the targets that no earlier window did. End tokens are not
+scored and documents are never joined: short ones share a row only as separate segments. Nats are computed in float32
+and summed on the host in float64.
 """
 
 import math
@@ -23,8 +25,9 @@ from train.objectives.causal_lm import CausalLM
 from train.state import Blueprint
 
 DEFINITION = (
-    "sum of -log p(token) over every text token once, given its document's start token and the text before it in its window; end tokens unscored; "
-    "documents never joined; bits_per_byte = nats / (ln 2 x UTF-8 bytes); word_perplexity = exp(nats / whitespace-separated words)"
+    "sum of -log p(token) over every text token once, given its document's start token and the text before it in its "
+    "window; end tokens unscored; documents never joined; bits_per_byte = nats / (ln 2 x UTF-8 bytes); "
+    "word_perplexity = exp(nats / whitespace-separated words)"
 )
 
 
@@ -52,7 +55,8 @@ class Score:
 
 def summary(figures: Mapping[str, float]) -> str:
     """Figures in a line."""
-    return f"{figures['nats_per_token']:.4f} nats a token, perplexity {figures['perplexity']:.2f}, {figures['bits_per_byte']:.3f} bits a byte"
+    nats, perplexity, bits = (figures[name] for name in ("nats_per_token", "perplexity", "bits_per_byte"))
+    return f"{nats:.4f} nats a token, perplexity {perplexity:.2f}, {bits:.3f} bits a byte"
 
 
 class PerplexityMeter:
@@ -61,12 +65,24 @@ class PerplexityMeter:
     `precision` is the compute dtype; in float32, matrix products are not rounded below it on any device.
     """
 
-    def __init__(self, plan: Blueprint, objective: CausalLM, mesh: Mesh, *, window: int, stride: int, batch_size: int, precision: str = "float32"):
+    def __init__(
+        self,
+        plan: Blueprint,
+        objective: CausalLM,
+        mesh: Mesh,
+        *,
+        window: int,
+        stride: int,
+        batch_size: int,
+        precision: str = "float32",
+    ):
         longest = plan.config.max_length
         if not 1 <= window <= longest:
             raise ValueError(f"window={window} must be at least 1 and at most the model's max_length={longest}")
         if not 1 <= stride <= window:
-            raise ValueError(f"stride={stride} must be at least 1 and at most window={window}, or tokens would be left out")
+            raise ValueError(
+                f"stride={stride} must be at least 1 and at most window={window}, or tokens would be left out"
+            )
         self.mesh, self.window, self.stride = mesh, window, stride
         replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
         self._rows = math.ceil(batch_size / replicas) * replicas
@@ -80,7 +96,13 @@ class PerplexityMeter:
         self._evaluate = jax.jit(evaluate, out_shardings=replicated(mesh))
 
     def score(
-        self, params: Params, corpus: Corpus, tokenizer: Tokenizer, *, limit: int = 0, progress: Callable[[int, int], None] | None = None
+        self,
+        params: Params,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        *,
+        limit: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Scores a corpus, or its first `limit` tokens; `progress` gets the tokens done and in all."""
         total = corpus.num_tokens - corpus.num_documents
@@ -90,8 +112,13 @@ class PerplexityMeter:
         nats, tokens, waiting = 0.0, 0, None
         with jax.set_mesh(self.mesh):
             for batch in self._batches(corpus, total):
-                placed = place_batch(self.mesh, self._rows, lambda places, batch=batch: {n: a[places] for n, a in batch.items()})
-                result, waiting = waiting, self._evaluate(params, placed)  # the devices work on one batch while the host reads another
+                placed = place_batch(
+                    self.mesh, self._rows, lambda places, batch=batch: {n: a[places] for n, a in batch.items()}
+                )
+                result, waiting = (
+                    waiting,
+                    self._evaluate(params, placed),
+                )  # the devices work on one batch while the host reads another
                 nats, tokens = _add(nats, tokens, result)
                 if progress:
                     progress(tokens, total)
@@ -105,7 +132,10 @@ class PerplexityMeter:
         shape = (self._rows, self._length)
 
         def empty() -> dict[str, np.ndarray]:
-            return {n: np.zeros(shape, bool if n == "scored" else np.int32) for n in ("tokens", "targets", "scored", "segments", "positions")}
+            return {
+                n: np.zeros(shape, bool if n == "scored" else np.int32)
+                for n in ("tokens", "targets", "scored", "segments", "positions")
+            }
 
         batch, row, used, segment = empty(), 0, 0, 0
         for inputs, targets, scored in _windows(corpus, self.window, self.stride, total):
@@ -123,8 +153,10 @@ class PerplexityMeter:
         yield batch
 
 
-def _windows(corpus: Corpus, window: int, stride: int, total: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Inputs, targets and which targets are scored, of each window of each document, until `total` tokens are scored."""
+def _windows(
+    corpus: Corpus, window: int, stride: int, total: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Inputs, targets and which of them are scored, of each window of each document, until `total` are scored."""
     for number in range(corpus.num_documents):
         document = corpus.document(number)[: total + 1].astype(np.int32)
         length = len(document) - 1
@@ -154,7 +186,7 @@ def _text_size(corpus: Corpus, tokenizer: Tokenizer, total: int) -> tuple[int, i
 
 
 def unigram_score(train: Corpus, valid: Corpus, vocab_size: int, *, limit: int = 20_000_000) -> Score:
-    """What a model of token frequencies alone, counted (plus one) on the first `limit` training tokens, pays for the validation text."""
+    """What a model of token frequencies alone, counted on the first `limit` training tokens, pays for `valid`."""
 
     def counts(corpus: Corpus, stop: int) -> np.ndarray:
         total = np.zeros(vocab_size, np.int64)

@@ -35,7 +35,10 @@ class Program:
 
     @classmethod
     def of(cls, config: RunConfig, mesh: Mesh) -> "Program":
-        """The program of a resolved and validated configuration; raises ValueError for what the mesh does not divide."""
+        """The program of a resolved and validated configuration.
+
+        Raises ValueError for what the mesh does not divide.
+        """
         check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length)
         plan = blueprint(config.model)
         trainable = trainable_names(plan.declared, config.freeze)
@@ -54,7 +57,7 @@ class Program:
             return jax.jit(lambda: start(self.plan.init(self.config.seed)), out_shardings=shardings)()
 
     def compile_step(self, row: Mapping[str, np.ndarray]) -> Any:
-        """The training step (state, batch) -> (state, metrics) for batches of rows like `row`, compiled, its state donated."""
+        """The step (state, batch) -> (state, metrics) for batches of rows like `row`, compiled, its state donated."""
         step = make_step(
             self.plan,
             self.objective,
@@ -67,7 +70,8 @@ class Program:
         )
         shapes = {name: (self.config.batch_size, *array.shape) for name, array in row.items()}
         batch = {
-            name: jax.ShapeDtypeStruct(shape, row[name].dtype, sharding=batch_sharding(self.mesh, shape)) for name, shape in shapes.items()
+            name: jax.ShapeDtypeStruct(shape, row[name].dtype, sharding=batch_sharding(self.mesh, shape))
+            for name, shape in shapes.items()
         }
         shardings = (shardings_of(self.abstract), replicated(self.mesh))
         with jax.set_mesh(self.mesh):
@@ -76,5 +80,6 @@ class Program:
     def state_bytes(self) -> int:
         """Bytes of parameters and optimizer state on one device."""
         return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.abstract)
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(self.abstract)
         )

@@ -18,7 +18,6 @@ from train.program import Program
 from train.run_directory import RunDirectory
 from train.step import Metrics as StepMetrics
 
-
 # TensorBoard names of the step's metrics that are not simply "learning/" and their own.
 _CURVES = {"learning_rate": "learning/current_learning_rate"}
 
@@ -29,24 +28,26 @@ class Diverged(RuntimeError):
 
 def announce(console: Console, program: Program, dataset: Dataset, rows: int, compiled: Any, where: str) -> None:
     """Shows what is about to run, all of it known before the first step."""
-    config, mesh = program.config, program.mesh
-    tokens = config.batch_size * config.data.max_length
-    limit = memory_limit(jax.local_devices()[0])
-    device = jax.devices()[0]
-    rows_shown = [
-        ("model", f"{count_parameters(config.model):,} parameters ({type(config.model).__name__}, {config.precision} compute)"),
-        ("devices", f"{jax.device_count()} x {device.device_kind} ({device.platform}), {describe_mesh(mesh, program.plan.declared)}"),
-        ("memory a device", f"{_gib(step_bytes(compiled))}, of it {_gib(program.state_bytes())} parameters and optimizer{f'; the limit is {_gib(limit)}' if limit else ''}"),
-        ("text", f"{dataset.train.num_bytes:,} bytes, {dataset.train.num_tokens:,} tokens ({dataset.tokenizer.kind}); held out {dataset.valid.num_bytes:,} bytes"),
-        ("step", f"{config.batch_size} x {config.data.max_length} = {tokens:,} tokens" + (f" in {config.micro_batches} micro-batches" if config.micro_batches > 1 else "")),
-        ("epoch", f"{rows / config.batch_size:,.1f} steps; {config.steps:,} steps are {config.steps * config.batch_size / rows:.2f} epochs"),
-        ("run", where),
-    ]
-    console.table(config.name, ("", ""), rows_shown)
+    config, model, device = program.config, program.config.model, jax.local_devices()[0]
+    needed, state, limit = step_bytes(compiled), program.state_bytes(), memory_limit(device)
+    batch, length, parts = config.batch_size, config.data.max_length, config.micro_batches
+    text, held_out = dataset.train, dataset.valid
+    shown = {
+        "model": f"{count_parameters(model):,} parameters ({type(model).__name__}), computed in {config.precision}",
+        "devices": f"{jax.device_count()} x {device.device_kind}, {describe_mesh(program.mesh, program.plan.declared)}",
+        "memory a device": f"{_size(needed)}, {_size(state)} of it parameters and optimizer"
+        + (f"; the limit is {_size(limit)}" if limit else ""),
+        "text": f"{text.num_bytes:,} bytes, {text.num_tokens:,} tokens ({dataset.tokenizer.kind})",
+        "held-out text": f"{held_out.num_bytes:,} bytes, {held_out.num_tokens:,} tokens",
+        "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else ""),
+        "epoch": f"{rows / batch:,.1f} steps; {config.steps:,} steps are {config.steps * batch / rows:.2f} epochs",
+        "run": where,
+    }
+    console.table(config.name, ("", ""), list(shown.items()))
 
 
 def open_profile(config: ProfileConfig, run: RunDirectory, step: int) -> AbstractContextManager[Any]:
-    """What surrounds the step after `step`: its name in an XProf trace, which begins and ends as the configuration says."""
+    """What surrounds the step after `step`: its name in an XProf trace, begun and ended as configured."""
     if config.steps and step == config.start:
         jax.profiler.start_trace(str(run.tensorboard))
     if config.steps and step == config.start + config.steps:
@@ -63,7 +64,7 @@ def step_bytes(compiled: Any) -> int:
 
 
 class StepReport:
-    """Logs steps one step late, so that the devices always have the next step to work on while the host reads the last one's numbers."""
+    """Logs a step once the next one is under way, so that the devices never wait for the host to read numbers."""
 
     def __init__(self, config: RunConfig, metrics: Metrics, line: ProgressLine, start: int):
         self._config, self._metrics, self._line = config, metrics, line
@@ -137,8 +138,10 @@ class StepReport:
         self._line.update(step, host["loss"], rate * jax.device_count(), utilisation, memory)
         if host["nonfinite_steps"] > self._nonfinite:
             self._nonfinite = host["nonfinite_steps"]
-            self._line.note(f"step {step}: {self._nonfinite} steps so far had gradients that were not finite, and changed nothing")
+            self._line.note(
+                f"step {step}: {self._nonfinite} steps so far had gradients that were not finite, and changed nothing"
+            )
 
 
-def _gib(size: float) -> str:
+def _size(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,7 @@
-"""Stopping on request: SIGTERM and Ctrl-C end the training loop at a step boundary, saved; a second one ends the process at once."""
+"""Stopping on request: SIGTERM and Ctrl-C end the training loop at a step boundary, saved.
+
+A second one ends the process at once.
+"""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The state of training: arrays only, each laid on the mesh from its declaration, for initialisation and for every step alike."""
+"""The state of training: arrays only, each laid on the mesh from its declaration, from the first step to the last."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,10 @@ STRUCTURES: dict[type, Callable] = {DecoderConfig: Decoder}
 )
 @dataclass(frozen=True)
 class TrainState:
-    """`step` counts batches learned from, `examples_seen` is the data position; steps whose gradient was not finite changed nothing and are counted."""
+    """`step` counts batches learned from, `examples_seen` is the data position.
+
+    Steps whose gradient was not finite changed nothing and are counted.
+    """
 
     step: jax.Array
     examples_seen: jax.Array
@@ -60,7 +63,9 @@ def trainable_names(declared: Mapping[str, Declaration], frozen: tuple[str, ...]
     """The partition that is learned: all parameters but those whose names match a pattern in `frozen`."""
     for pattern in frozen:
         if not any(fnmatchcase(name, pattern) for name in declared):
-            raise ValueError(f"freeze={pattern!r} matches no parameter; names are like {next(iter(declared))!r}, and * matches anything")
+            raise ValueError(
+                f"freeze={pattern!r} matches no parameter; names are like {next(iter(declared))!r}, * matches anything"
+            )
     names = tuple(name for name in declared if not any(fnmatchcase(name, pattern) for pattern in frozen))
     if not names:
         raise ValueError(f"freeze={frozen} leaves nothing to train; freeze less")
@@ -83,10 +88,13 @@ def initial_state(params: Params, optimizer: optax.GradientTransformation, train
     return TrainState(zero(jnp.int32), zero(jnp.uint32), params, opt_state, zero(jnp.int32), zero(jnp.int32))
 
 
-def abstract_state(plan: Blueprint, optimizer: optax.GradientTransformation, trainable: tuple[str, ...], mesh: Mesh) -> TrainState:
+def abstract_state(
+    plan: Blueprint, optimizer: optax.GradientTransformation, trainable: tuple[str, ...], mesh: Mesh
+) -> TrainState:
     """The shapes, dtypes and shardings of the whole state, from the declarations.
 
-    Optimizer moments lie as their parameters do. Left to itself, jit would replicate them: zeros depend on no data that could tell it otherwise.
+    Optimizer moments lie as their parameters do. Left to itself, jit would replicate them: zeros depend on no data that
+    could tell it otherwise.
     """
     shapes = jax.eval_shape(lambda: initial_state(plan.init(0), optimizer, trainable))
     shardings = parameter_shardings(plan.declared, mesh)
@@ -102,10 +110,12 @@ def abstract_state(plan: Blueprint, optimizer: optax.GradientTransformation, tra
         partition(shardings, trainable)[0],
         transform_non_params=lambda shape: placed(shape, everywhere),
     )
-    scalars = {
-        name: placed(getattr(shapes, name), everywhere) for name in ("step", "examples_seen", "nonfinite_steps", "nonfinite_in_row")
+    rest: dict[str, Any] = {
+        name: placed(getattr(shapes, name), everywhere)
+        for name in ("step", "examples_seen", "nonfinite_steps", "nonfinite_in_row")
     }
-    return TrainState(params={n: placed(shapes.params[n], shardings[n]) for n in shapes.params}, opt_state=opt_state, **scalars)
+    rest["params"] = {name: placed(shape, shardings[name]) for name, shape in shapes.params.items()}
+    return TrainState(opt_state=opt_state, **rest)
 
 
 def shardings_of(abstract: Any) -> Any:

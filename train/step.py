@@ -26,7 +26,10 @@ def make_step(
     dtype: Any,
     seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The function (state, batch) -> (state, metrics). Weights are float32 and computed with in `dtype`; gradients are summed in float32."""
+    """The function (state, batch) -> (state, metrics).
+
+    Weights are float32 and computed with in `dtype`; gradients are summed in float32.
+    """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -39,7 +42,9 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
         # Not optax.apply_if_finite: after its limit it applies the bad update.
         learned, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (optax.apply_updates(learned, updates), opt_state), (learned, state.opt_state)
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(learned, updates), opt_state),
+            (learned, state.opt_state),
         )
         nonfinite_steps = state.nonfinite_steps + ~finite
         nonfinite_in_row = jnp.where(finite, 0, state.nonfinite_in_row + 1)
@@ -54,7 +59,12 @@ def make_step(
             "nonfinite_in_row": nonfinite_in_row,
         }
         new_state = TrainState(
-            state.step + 1, state.examples_seen + jnp.uint32(rows), {**learned, **frozen}, opt_state, nonfinite_steps, nonfinite_in_row
+            state.step + 1,
+            state.examples_seen + jnp.uint32(rows),
+            {**learned, **frozen},
+            opt_state,
+            nonfinite_steps,
+            nonfinite_in_row,
         )
         return new_state, metrics
 

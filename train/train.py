@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file: `train` must mean the package, and the command prepares the process before JAX is imported
+if (
+    __name__ == "__main__"
+):  # run as a file: `train` must mean the package, and the command prepares the process before JAX is imported
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from train.command import dispatch
 
@@ -13,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import jax
+import numpy as np
 
 from data.dataset import Dataset, prepare_dataset
 from data.loader import Loader, prefetch
@@ -63,7 +66,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         lock_is_ours = open_things.enter_context(run.lock())
         checkpoints = open_things.enter_context(Checkpoints(run.checkpoints, config.checkpoint, writer=True))
 
-        # Where the run stands, in this order: its newest checkpoint that verifies; the weights that it starts from; fresh weights.
+        # Where the run stands, in this order: its newest checkpoint that verifies; the weights that it starts from;
+        # fresh weights.
         newest = checkpoints.newest(_items(program.abstract), console.say) if resumes else None
         if newest:
             step, items, record = newest
@@ -79,8 +83,17 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with console.progress("compiling the step"):
-            compiled = program.compile_step({name: array[0] for name, array in rows.take([0]).items()})
-        announce(console, program, dataset, len(rows), compiled, f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}")
+            compiled = program.compile_step(
+                {name: array[0] for name, array in rows.take(np.zeros(1, np.int64)).items()}
+            )
+        announce(
+            console,
+            program,
+            dataset,
+            len(rows),
+            compiled,
+            f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
+        )
         if jax.process_index() == 0 and not newest:
             dataset.tokenizer.save(run.tokenizer)
             run.write_config(to_json(config))
@@ -90,7 +103,9 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         line = open_things.enter_context(ProgressLine(last, step))
         report = StepReport(config, metrics, line, step)
         window = config.data.max_length
-        meter = PerplexityMeter(program.plan, program.objective, program.mesh, window=window, stride=window, batch_size=config.batch_size)
+        meter = PerplexityMeter(
+            program.plan, program.objective, program.mesh, window=window, stride=window, batch_size=config.batch_size
+        )
 
         def make_batch(position: int) -> dict[str, jax.Array]:
             return place_batch(program.mesh, config.batch_size, lambda places: loader.rows_for(position, places))
@@ -135,7 +150,9 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "opt_state": state.opt_state, "progress": progress}
 
 
-def _record(config: RunConfig, dataset: Dataset, step: int, examples_seen: int, loss: float | None, figures: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    config: RunConfig, dataset: Dataset, step: int, examples_seen: int, loss: float | None, figures: dict[str, Any]
+) -> dict[str, Any]:
     """What is saved beside the arrays."""
     return {
         "config": to_json(config),
@@ -154,19 +171,25 @@ def _refuse_other_configuration(run: RunDirectory, config: RunConfig) -> None:
     changed = differences(from_json(RunConfig, run.read_config()), config)
     if changed:
         shown = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)
-        raise ValueError(f"{run} holds a run of another configuration ({shown}); give another --run-dir, or the options it was begun with")
+        raise ValueError(
+            f"{run} holds a run of another configuration ({shown}); "
+            "give another --run-dir, or the options that it was begun with"
+        )
 
 
 def _refuse_other_data(record: dict[str, Any], dataset: Dataset, config: RunConfig) -> None:
     for name, now in (("tokenizer", dataset.tokenizer.digest), ("data", dataset.digest)):
         if record[name] != now and not config.data.allow_changed:
             raise ValueError(
-                f"the {name} of {config.data.path!r} is not what this run learned from so far (digest {record[name][:12]}, now {now[:12]}); "
+                f"the {name} of {config.data.path!r} is not what this run learned from so far "
+                f"(digest {record[name][:12]}, now {now[:12]}); "
                 "give the same text, or pass --data.allow-changed"
             )
 
 
-def _farewell(console: Console, run: RunDirectory, program: Program, state: TrainState, dataset: Dataset, record: dict[str, Any]) -> None:
+def _farewell(
+    console: Console, run: RunDirectory, program: Program, state: TrainState, dataset: Dataset, record: dict[str, Any]
+) -> None:
     """The held-out figures beside a unigram model's, a sample to read, and what to try next."""
     config = program.config
     if record["figures"]:
@@ -178,7 +201,9 @@ def _farewell(console: Console, run: RunDirectory, program: Program, state: Trai
         sampling = Sampling(config.sample.temperature)
         console.say("\nwhat it writes:\n")
         console.write(config.sample.prompt)
-        for text, _ in writer.write([config.sample.prompt], min(config.sample.tokens, config.model.max_length - 16), sampling, config.seed):
+        for text, _ in writer.write(
+            [config.sample.prompt], min(config.sample.tokens, config.model.max_length - 16), sampling, config.seed
+        ):
             console.write(text)
         console.write("\n\n")
     console.say(f"the run is in {run}; try next:")

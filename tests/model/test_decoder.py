@@ -23,8 +23,7 @@ def build(config) -> Decoder:
 
 
 def sensitivity(model, tokens, segments=None):
-    """Whether the logits at place l (rows) move with the embedding that stood at place m (columns): [L, L] bool, by exactly zero gradients."""
-
+    """Whether the logits at place l (rows) move with the embedding at place m (columns), [L, L], by exact zeros."""
     positions = jnp.arange(tokens.shape[1])[None]
 
     def logits_sum(x_BLD, place):
@@ -115,7 +114,9 @@ def test_per_layer_data_reaches_its_layer(tiny):
     def windowed(context, window):
         return dataclasses.replace(context, mask=Mask(window=window))
 
-    _, captured = model.stack(x, context, per_layer=windowed, per_layer_data=jnp.array([2, 12]), capture=("attention_probabilities",))
+    _, captured = model.stack(
+        x, context, per_layer=windowed, per_layer_data=jnp.array([2, 12]), capture=("attention_probabilities",)
+    )
     seen = np.asarray(captured["attention_probabilities"][:, 0, 0] > 0)
     np.testing.assert_array_equal(seen[0], np.tri(12, dtype=bool) & ~np.tri(12, k=-2, dtype=bool))
     np.testing.assert_array_equal(seen[1], np.tri(12, dtype=bool))
@@ -128,13 +129,19 @@ def test_cached_decoding_is_uncached_decoding(tiny):
     lengths = np.array([16, 5, 9], np.int32)
     decoding = start(outer, layers, prompts, lengths, cache_length=32)
     _, drawn, log_p = extend(
-        outer, layers, decoding, jax.random.key(0), jnp.array([], jnp.int32), num_tokens=8, sampling=Sampling(temperature=0)
+        outer,
+        layers,
+        decoding,
+        jax.random.key(0),
+        jnp.array([], jnp.int32),
+        num_tokens=8,
+        sampling=Sampling(temperature=0),
     )
     for row, length in enumerate(lengths):
         text = np.zeros((1, 24), np.int32)
         text[0, :length] = prompts[row, :length]
         text[0, length : length + 8] = drawn[row]
-        log_softmax = jax.nn.log_softmax(model(text)[0, length - 1 : length + 7])
+        log_softmax = jax.nn.log_softmax(model(jnp.asarray(text))[0, length - 1 : length + 7])
         np.testing.assert_array_equal(drawn[row], log_softmax.argmax(-1))
         np.testing.assert_allclose(log_p[row], log_softmax.max(-1), atol=1e-5)
 
@@ -142,7 +149,9 @@ def test_cached_decoding_is_uncached_decoding(tiny):
 def test_a_row_that_stopped_draws_no_more(tiny_gpt2):
     outer, layers = unstack(build(tiny_gpt2))
     decoding = start(outer, layers, np.zeros((2, 4), np.int32), np.array([4, 2], np.int32), cache_length=24)
-    _, drawn, _ = extend(outer, layers, decoding, jax.random.key(0), jnp.arange(0, 70, 4), num_tokens=16, sampling=Sampling())
+    _, drawn, _ = extend(
+        outer, layers, decoding, jax.random.key(0), jnp.arange(0, 70, 4), num_tokens=16, sampling=Sampling()
+    )
     for row in np.asarray(drawn):
         stop = np.flatnonzero(row % 4 == 0)[0]
         assert (row[: stop + 1] >= 0).all()

@@ -1,4 +1,4 @@
-"""Any mesh gives the same loss, gradients and parameters as one device, with packing, accumulation, a padded vocabulary and replicated heads."""
+"""Any mesh computes what one device does, with packing, accumulation, a padded vocabulary and replicated heads."""
 
 import dataclasses
 import math
@@ -25,7 +25,15 @@ MESHES = {
 
 def run_config(model, **changes) -> RunConfig:
     return dataclasses.replace(
-        RunConfig(model=model, data=DataConfig(max_length=32), optimizer=SGD, batch_size=16, micro_batches=2, precision="float32", steps=3),
+        RunConfig(
+            model=model,
+            data=DataConfig(max_length=32),
+            optimizer=SGD,
+            batch_size=16,
+            micro_batches=2,
+            precision="float32",
+            steps=3,
+        ),
         **changes,
     )
 
@@ -62,7 +70,8 @@ def one_device():
 
 def assert_close_to_largest(actual, expected, tolerance):
     for name, value in expected.items():
-        # A key bias shifts all scores of a query alike, so its true gradient is zero: what is left is rounding on the scale of the query bias.
+        # A key bias shifts all scores of a query alike, so its true gradient is zero: what is left is rounding on the
+        # scale of the query bias.
         scale = np.abs(expected[name.replace("key_bias", "query_bias")]).max()
         assert np.abs(actual[name] - value).max() <= tolerance * scale, name
 
@@ -83,7 +92,9 @@ def test_any_accumulation_and_chunking_computes_the_same(tiny, micro_batches, lo
     config = run_config(tiny)
     expected = one_device(config, packed_rows)
     objective = dataclasses.replace(config.objective, loss_chunks=loss_chunks)
-    actual = train(dataclasses.replace(config, micro_batches=micro_batches, objective=objective), MeshConfig(data=1), packed_rows)
+    actual = train(
+        dataclasses.replace(config, micro_batches=micro_batches, objective=objective), MeshConfig(data=1), packed_rows
+    )
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
     assert_close_to_largest(actual[1], expected[1], 1e-5)
 
@@ -107,8 +118,12 @@ def test_adamw_follows_one_curve_and_its_state_is_split(tiny_llama, packed_rows)
     split = Program.of(config, make_mesh(MeshConfig(data=1, fsdp=8)))
     whole = Program.of(config, make_mesh(MeshConfig(data=8)))
     state = split.first_state()
-    on_one_device = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-    assert on_one_device < 0.14 * whole.state_bytes(), "parameters, mu and nu lie an eighth on each device, but for norms"
+    on_one_device = sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))
+    )
+    assert on_one_device < 0.14 * whole.state_bytes(), (
+        "parameters, mu and nu lie an eighth on each device, but for norms"
+    )
 
 
 def test_a_step_compiles_once_and_gives_its_state_back_in_place(tiny, packed_rows):
@@ -159,12 +174,28 @@ def test_padding_rows_of_the_vocabulary_stay_zero(tiny_llama, packed_rows):
 @pytest.mark.parametrize(
     ("mesh", "changes", "sentence"),
     [
-        (MeshConfig(data=3), {}, r"mesh data=3 x fsdp=1 x context=1 x tensor=1 takes 3 devices, and 8 are here; .*JAX_NUM_CPU_DEVICES=3"),
+        (
+            MeshConfig(data=3),
+            {},
+            r"mesh data=3 x fsdp=1 x context=1 x tensor=1 takes 3 devices, and 8 are here; .*JAX_NUM_CPU_DEVICES=3",
+        ),
         (MeshConfig(fsdp=-1), {}, r"at most one may be -1"),
         (MeshConfig(fsdp=16), {}, r"takes a multiple of 16 devices, and 8 are here"),
-        (MeshConfig(), {"batch_size": 12}, r"batch_size=12 must be a multiple of data\*fsdp\*micro_batches=16 .*; try 16"),
-        (MeshConfig(data=1, tensor=8), {}, r"act_heads=4|heads=4 must be a multiple of 8, the mesh's tensor .*; try tensor 4 or heads 8"),
-        (MeshConfig(data=1, context=8), {"data": DataConfig(max_length=30)}, r"data.max_length=30 must be a multiple of the mesh's context=8; try 32"),
+        (
+            MeshConfig(),
+            {"batch_size": 12},
+            r"batch_size=12 must be a multiple of data\*fsdp\*micro_batches=16 .*; try 16",
+        ),
+        (
+            MeshConfig(data=1, tensor=8),
+            {},
+            r"act_heads=4|heads=4 must be a multiple of 8, the mesh's tensor .*; try tensor 4 or heads 8",
+        ),
+        (
+            MeshConfig(data=1, context=8),
+            {"data": DataConfig(max_length=30)},
+            r"data.max_length=30 must be a multiple of the mesh's context=8; try 32",
+        ),
     ],
 )
 def test_what_does_not_divide_is_refused_in_a_sentence(tiny_llama, mesh, changes, sentence):

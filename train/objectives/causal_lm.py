@@ -1,4 +1,7 @@
-"""Next-token prediction (Radford et al. 2018), with an optional z-loss on the softmax's normaliser (Chowdhery et al. 2022)."""
+"""Next-token prediction (Radford et al. 2018), with an optional z-loss on the softmax's normaliser (Chowdhery et al.
+
+2022).
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +16,10 @@ from train.objectives.objective import Batch
 
 @dataclass(frozen=True)
 class CausalLMConfig:
-    """`z_loss` is the coefficient of log(Z)^2; `loss_chunks` computes the logits of a row in that many parts, so that only one is held at a time."""
+    """`z_loss` is the coefficient of log(Z)^2.
+
+    `loss_chunks` computes the logits of a row in that many parts, so that only one is held at a time.
+    """
 
     z_loss: float = 0.0
     loss_chunks: int = field(default=1, metadata={"operational": True})
@@ -23,7 +29,9 @@ class CausalLMConfig:
         if self.z_loss < 0:
             raise ValueError(f"objective.z_loss={self.z_loss} must be at least 0")
         if self.loss_chunks < 1 or length % self.loss_chunks:
-            raise ValueError(f"objective.loss_chunks={self.loss_chunks} must be at least 1 and divide data.max_length={length}")
+            raise ValueError(
+                f"objective.loss_chunks={self.loss_chunks} must be at least 1 and divide data.max_length={length}"
+            )
 
 
 class CausalLM:
@@ -57,7 +65,10 @@ class CausalLM:
         @jax.named_scope("loss")
         def terms(hidden_BLD: jax.Array, targets_BL: jax.Array, scored_BL: jax.Array) -> dict[str, jax.Array]:
             nats_BL, log_z_BL = cross_entropy(model.logits(hidden_BLD), targets_BL)
-            return {"causal_lm": jnp.where(scored_BL, nats_BL, 0), "z_loss": jnp.where(scored_BL, jnp.square(log_z_BL), 0)}
+            return {
+                "causal_lm": jnp.where(scored_BL, nats_BL, 0),
+                "z_loss": jnp.where(scored_BL, jnp.square(log_z_BL), 0),
+            }
 
         chunks = self.config.loss_chunks
         if chunks == 1:
@@ -67,5 +78,8 @@ class CausalLM:
         def chunked(x: jax.Array) -> jax.Array:
             return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
 
-        parts = jax.lax.map(jax.checkpoint(lambda part: terms(*part)), tuple(map(chunked, (hidden_BLD, batch["targets"], batch["scored"]))))
+        parts = jax.lax.map(
+            jax.checkpoint(lambda part: terms(*part)),
+            tuple(map(chunked, (hidden_BLD, batch["targets"], batch["scored"]))),
+        )
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(batch["targets"].shape), parts)

@@ -1,7 +1,8 @@
 """What every objective gives: rows to learn from, the weight of each of its terms, and their sums.
 
-The step alone divides. It differentiates the sum over terms of coefficient x sum / weight, where each weight was counted over the whole global batch, so that
-terms with different weights, padding, accumulation over micro-batches and every mesh agree exactly.
+The step alone divides. It differentiates the sum over terms of coefficient x sum / weight, where each weight was
+counted over the whole global batch, so that terms with different weights, padding, accumulation over micro-batches and
+every mesh agree exactly.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ class Objective(Protocol):
     coefficients: dict[str, float]
 
     def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
-        """Mask or corrupt packed rows (numpy, leading axis: rows), at random by each row's key alone, a function of (seed, k)."""
+        """Mask or corrupt packed rows [rows, ...], at random by each row's key alone, a function of (seed, k)."""
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
