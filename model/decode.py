@@ -109,7 +109,7 @@ def extend(
         return Decoding(caches, logits_BV, d.lengths_B + ~d.stopped_B, stopped_B), (drawn_B, drawn_log_p_B)
 
     decoding, (tokens, log_p) = jax.lax.scan(one, decoding, None, length=num_tokens)
-    return decoding, tokens.T, log_p.T
+    return decoding, constrain(tokens.T, None, None), constrain(log_p.T, None, None)  # whole on every host
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:

@@ -125,7 +125,7 @@ class Checkpoints:
         if step in self._intact:
             return
         trees = {item: _flatten(tree) for item, tree in items.items()}
-        digests = jax.device_get(jax.tree.map(_digest, trees))
+        digests = _digests(trees)
         arrays = {
             f"{item}/{name}": {"digest": _hex(digests[item][name]), **_description(array)}
             for item, tree in trees.items()
@@ -196,7 +196,7 @@ class Checkpoints:
         for item, tree in wanted.items():
             _compare(step, item, tree, manifest["arrays"])
         trees = self._read(step, wanted)
-        digests = jax.device_get(jax.tree.map(_digest, trees))
+        digests = _digests(trees)
         for item, tree in digests.items():
             for name, digest in tree.items():
                 if _hex(digest) != manifest["arrays"][f"{item}/{name}"]["digest"]:
@@ -391,6 +391,15 @@ def _sha256(manifest: dict[str, Any]) -> str:
 
 def _hex(digest: Any) -> str:
     return "".join(f"{int(part):08x}" for part in digest)
+
+
+def _digests(trees: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, Any]]:
+    """The digests of all arrays, on the host.
+
+    One array after the other: where several programs run at once on simulated CPU devices, XLA's collectives may wait
+    for each other for ever.
+    """
+    return jax.tree.map(lambda array: jax.device_get(_digest(array)), trees)
 
 
 def _mix(x: jax.Array) -> jax.Array:

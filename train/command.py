@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from train.console import Console
-from train.environment import prepare
+from train.environment import make_deterministic, prepare
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -63,11 +63,13 @@ def _run(words: Sequence[str], commands: Mapping[str, Command], console: Console
     if name not in commands:
         console.write(_overview(name, commands))
         return DONE
-    prepare(rest)
+    prepare()
     module, _, function = commands[name].target.partition(":")
     command = getattr(importlib.import_module(module), function)
     options = importlib.import_module("train.options")  # imports JAX
     request = options.parse(command, rest, name)
+    if getattr(request.arguments, "deterministic", False):
+        make_deterministic()
     if request.print_config:
         console.say(json.dumps(options.resolved_json(request.arguments), indent=None if request.json else 2))
     elif request.json:

@@ -21,6 +21,7 @@ import tyro
 from data.dataset import DataConfig
 from model.decoder import DecoderConfig
 from train.checkpoint import CheckpointConfig
+from train.cluster import ClusterConfig
 from train.mesh import MeshConfig
 from train.objectives.causal_lm import CausalLMConfig
 from train.optimizer import OptimizerConfig
@@ -74,6 +75,7 @@ class RunConfig:
     objective: CausalLMConfig = CausalLMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -215,7 +217,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
             )
     if origin is Literal and any(value == option and type(value) is type(option) for option in options):
         return value
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

@@ -5,7 +5,6 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 
 from data.cache import cache_folder
 
@@ -13,12 +12,8 @@ from data.cache import cache_folder
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
-def prepare(arguments: Sequence[str] = ()) -> None:
-    """Sets what JAX, XLA and the allocator are started with; what the user's environment says already, stays.
-
-    Args:
-        arguments: of the command line, of which `--deterministic` is read.
-    """
+def prepare() -> None:
+    """Sets what JAX, XLA and the allocator are started with; what the user's environment says already, stays."""
     _keep_memory_mapped()
     # Compiled programs are kept, so that a second start takes seconds, even where each took only a moment.
     with contextlib.suppress(ValueError):  # without a folder to keep them in they are compiled anew
@@ -28,9 +23,12 @@ def prepare(arguments: Sequence[str] = ()) -> None:
         "JAX_TRACEBACK_FILTERING", "off"
     )  # tracebacks go to files, and are for those who look into them
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's errors, not its remarks
-    if "--deterministic" in arguments:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+
+
+def make_deterministic() -> None:
+    """Lets a GPU repeat what it computes bit for bit. XLA reads its flags when JAX first looks for devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _keep_memory_mapped() -> None:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from etils import epath
 
@@ -95,23 +96,17 @@ def smoke() -> RunConfig:
         name="smoke",
         model=_llama(num_layers=2, model_dim=64, num_heads=8, num_kv_heads=4, vocab_size=257, max_length=128),
         data=DataConfig(max_length=128),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
-        steps=20,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5),
+        steps=50,
         batch_size=8,
         sample=SampleConfig(tokens=40),
     )
 
 
-def _llama(**fields: int) -> DecoderConfig:
+def _llama(model_dim: int, **fields: Any) -> DecoderConfig:
     """A model of Llama's architecture, with tied embeddings, as suits a small one."""
-    return DecoderConfig(
-        **fields,
-        norm="rms",
-        activation="swiglu",
-        positions="rope",
-        use_bias=False,
-        mlp_dim=_swiglu_size(fields["model_dim"]),
-    )
+    fields |= {"norm": "rms", "activation": "swiglu", "positions": "rope", "use_bias": False}
+    return DecoderConfig(model_dim=model_dim, mlp_dim=_swiglu_size(model_dim), **fields)
 
 
 def _swiglu_size(model_dim: int) -> int:

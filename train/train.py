@@ -1,5 +1,7 @@
 """Trains: the loop, readable from top to bottom."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from data.packing import ConcatenatedRows
 from data.tokenizer import load_tokenizer
 from model.decode import Sampling
 from train.checkpoint import Checkpoints
+from train.cluster import join
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
 from train.generate import Writer
@@ -42,6 +45,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
     What is refused (ValueError) is refused before anything is written in the run directory.
     """
+    join(config.cluster)
+    console.quiet = console.quiet or jax.process_index() > 0
     run = RunDirectory(config.run_dir or f"runs/{config.name}")
     resumes = run.exists()
     source = None
@@ -102,9 +107,13 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
         report = StepReport(config, metrics, line, step)
-        window = config.data.max_length
         meter = PerplexityMeter(
-            program.plan, program.objective, program.mesh, window=window, stride=window, batch_size=config.batch_size
+            program.plan,
+            program.objective,
+            program.mesh,
+            window=config.data.max_length,
+            stride=config.data.max_length,
+            batch_size=config.batch_size // config.micro_batches,
         )
 
         def make_batch(position: int) -> dict[str, jax.Array]:
@@ -122,18 +131,19 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
             stopped = stop_request.at(step)
             evaluates = not stopped and (step == last or (config.evaluate.every and step % config.evaluate.every == 0))
-            if not (stopped or evaluates or step % config.checkpoint.every == 0):
-                continue
-            report.settle(step, step_metrics)
-            figures = {}
-            if evaluates:
-                limit = config.evaluate.tokens if step < last else 0
-                figures = meter.score(state.params, dataset.valid, dataset.tokenizer, limit=limit).figures()
-            report.write(figures)
-            metrics.flush()  # rows up to a step are durable before its checkpoint commits
-            record = _record(config, dataset, step, position + config.batch_size, report.loss, figures)
-            checkpoints.save(step, _items(state), record)
-            report.restart_clock()
+            saves = stopped or step == last or step % config.checkpoint.every == 0
+            if evaluates or saves:
+                report.settle(step, step_metrics)
+                figures = {}
+                if evaluates:
+                    limit = config.evaluate.tokens if step < last else 0
+                    figures = meter.score(state.params, dataset.valid, dataset.tokenizer, limit=limit).figures()
+                report.write(figures)
+                if saves:
+                    metrics.flush()  # rows up to a step are durable before its checkpoint commits
+                    record = _record(config, dataset, step, position + config.batch_size, report.loss, figures)
+                    checkpoints.save(step, _items(state), record)
+                report.restart_clock()
             if stopped:
                 checkpoints.wait()
                 line.note(f"stopped after step {step}, saved; the same command goes on from here")
@@ -206,9 +216,10 @@ def _farewell(
         ):
             console.write(text)
         console.write("\n\n")
+    here = "jumok" if shutil.which("jumok") else os.path.relpath(Path(sys.executable).with_name("jumok"))
     console.say(f"the run is in {run}; try next:")
     for command in (f"evaluate {run}", f'generate {run} --prompt "..."', f"export {run} {run}-export"):
-        console.say(f"  jumok {command}")
+        console.say(f"  {here} {command}")
 
 
 def _result(run: RunDirectory, config: RunConfig, record: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_devices(capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("train.command.prepare", lambda words: None)
+    monkeypatch.setattr("train.command.prepare", lambda: None)
 
     def run(*words: str) -> typing.Any:
         code = dispatch([*words, "--json"], COMMANDS)

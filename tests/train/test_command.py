@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     module = types.ModuleType("stand_in")
     vars(module).update({function.__name__: function for function in FUNCTIONS})
     monkeypatch.setitem(sys.modules, "stand_in", module)
-    monkeypatch.setattr("train.command.prepare", lambda words: None)
+    monkeypatch.setattr("train.command.prepare", lambda: None)
     monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     code = dispatch(words, COMMANDS)
-    return code, *capsys.readouterr()
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -266,31 +267,32 @@ def test_every_recipe_has_the_promised_options(name: str, capsys: pytest.Capture
         assert f"--{option} " in out or f"--{option}\n" in out or f"--{option}," in out, option
 
 
-def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], **given: str) -> Mapping[str, str]:
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **given: str) -> dict[str, str]:
     values = {"JUMOK_CACHE": str(tmp_path), "JUMOK_NO_MALLOPT": "1", **given}
     monkeypatch.setattr(os, "environ", values)
-    environment.prepare(words)
+    environment.prepare()
     return values
 
 
-def test_the_process_is_prepared_for_jax(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    values = prepared(monkeypatch, tmp_path, [])
-    assert values["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "xla")
-    assert "XLA_FLAGS" not in values
+def test_compiled_programs_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert prepared(monkeypatch, tmp_path)["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "xla")
+    assert prepared(monkeypatch, tmp_path, JAX_COMPILATION_CACHE_DIR="x")["JAX_COMPILATION_CACHE_DIR"] == "x"
 
 
-def test_what_the_user_says_of_the_environment_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    values = prepared(
-        monkeypatch, tmp_path, ["--deterministic"], JAX_COMPILATION_CACHE_DIR="mine", XLA_FLAGS="--xla_a=1"
-    )
-    assert values["JAX_COMPILATION_CACHE_DIR"] == "mine"
-    assert values["XLA_FLAGS"] == "--xla_a=1 --xla_gpu_deterministic_ops=true"
+@pytest.mark.parametrize("before", ["", "--xla_cpu_enable_fast_math=false "])
+def test_deterministic_runs_set_the_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: str
+):
+    monkeypatch.setenv("XLA_FLAGS", before.strip())
+    assert run(capsys, "train", "smoke", "--print-config")[0] == 0
+    assert os.environ["XLA_FLAGS"] == before.strip()
+    assert run(capsys, "train", "smoke", "--print-config", "--deterministic")[0] == 0
+    assert os.environ["XLA_FLAGS"] == f"{before}--xla_gpu_deterministic_ops=true"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").touch()
-    values = prepared(monkeypatch, tmp_path, [], JUMOK_CACHE=str(tmp_path / "file"))
-    assert "JAX_COMPILATION_CACHE_DIR" not in values
+    assert "JAX_COMPILATION_CACHE_DIR" not in prepared(monkeypatch, tmp_path, JUMOK_CACHE=str(tmp_path / "file"))
 
 
 FAULTS = """

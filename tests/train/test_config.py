@@ -42,16 +42,16 @@ def test_every_recipe_is_whole(name: str):
             validate(config)
 
 
-@pytest.mark.parametrize("devices", [1, 8, 64, 512])
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "char_shakespeare"])  # its 12 rows are nanoGPT's
-def test_every_recipe_divides_on_the_mesh_that_it_names(name: str, devices: int):
+def test_every_recipe_divides_on_the_mesh_that_it_names(name: str):
     config = find_recipe(name)
-    if devices > config.batch_size:
-        pytest.skip("more devices than rows of a batch")
-    shape = config.mesh.shape(devices)
-    mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
-    check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length)
-    parameter_shardings(blueprint(config.model).declared, mesh)
+    declared = blueprint(config.model).declared
+    for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        if devices <= config.batch_size:
+            shape = config.mesh.shape(devices)
+            mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+            check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length)
+            parameter_shardings(declared, mesh)
 
 
 @st.composite
@@ -204,12 +204,12 @@ def test_only_changes_of_identity_are_differences():
         ("wsd", 5, True),
         ("constant", 5, False),
         ("noam", 5, False),
-        ("noam", 30, True),
+        ("noam", 45, True),
     ],
 )
 def test_the_number_of_steps_matters_where_the_schedule_reads_it(schedule: Any, warmup: int, matters: bool):
     old = replace(smoke(), optimizer=replace(smoke().optimizer, schedule=schedule, warmup_steps=warmup))
-    assert differences(old, replace(old, steps=40)) == ([("steps", 20, 40)] if matters else [])
+    assert differences(old, replace(old, steps=40)) == ([("steps", 50, 40)] if matters else [])
 
 
 def test_what_follows_is_filled_in():

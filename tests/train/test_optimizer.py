@@ -1,0 +1,169 @@
+"""Optimizers and schedules against closed forms and other implementations of them."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from model.parameters import Declaration
+from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+PEAK = 0.5
+DECLARED = {
+    "layers.attention.query": Declaration((2, 4, 3), ("layers", "embed", "heads"), "matrix"),
+    "layers.attention.query_bias": Declaration((2, 3), ("layers", "heads"), "bias"),  # two dimensions, being stacked
+    "layers.norm.scale": Declaration((2, 4), ("layers", "norm"), "scale"),
+    "embedding.table": Declaration((5, 4), ("vocab", "embed"), "embedding"),
+}
+
+
+def falling(fraction: float, of: float = 0.1) -> float:
+    """From the peak, at 0, along a straight line to `of` the peak, at 1."""
+    return PEAK * (1 - (1 - of) * fraction)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("schedule", "after_warmup"),
+    [
+        ("constant", lambda n: PEAK),
+        ("linear", lambda n: falling((n - 10) / 90)),
+        ("cosine", lambda n: PEAK * (0.1 + 0.9 * (1 + math.cos(math.pi * (n - 10) / 90)) / 2)),
+        ("wsd", lambda n: PEAK if n <= 80 else falling((n - 80) / 20)),
+    ],
+)
+def test_schedules_have_their_closed_forms(schedule, after_warmup):
+    rate = make_schedule(OptimizerConfig(learning_rate=PEAK, schedule=schedule, warmup_steps=10), 100)
+    expected = [PEAK * (n + 1) / 10 if n < 10 else after_warmup(n) for n in range(100)]
+    np.testing.assert_allclose([rate(n) for n in range(100)], expected, rtol=1e-6)
+    assert rate(9) == rate(10) == PEAK
+
+
+@pytest.mark.core
+def test_noam_rises_and_falls_with_the_square_root():
+    rate = make_schedule(OptimizerConfig(learning_rate=PEAK, schedule="noam", warmup_steps=10), 1000)
+    np.testing.assert_allclose([rate(n) for n in (0, 4, 9, 39, 999)], [0.05, 0.25, 0.5, 0.25, 0.05], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "noam", "wsd"])
+@pytest.mark.parametrize(("steps", "warmup"), [(50, 5), (9, 0), (1, 0)])
+def test_a_warmup_longer_than_the_run_is_shortened(schedule, steps, warmup):
+    rate, shortened = (
+        make_schedule(OptimizerConfig(learning_rate=PEAK, schedule=schedule, warmup_steps=n), steps)
+        for n in (100, warmup)
+    )
+    rates = [float(rate(n)) for n in range(steps)]
+    assert rates == [float(shortened(n)) for n in range(steps)]
+    assert max(rates) == PEAK
+    assert rates.index(PEAK) <= warmup
+
+
+def test_schedules_end_where_they_are_told():
+    config = OptimizerConfig(learning_rate=PEAK, warmup_steps=0, final_fraction=0.25, decay_fraction=0.5)
+    for schedule, middle in (("linear", falling(0.5, 0.25)), ("cosine", 0.625 * PEAK), ("wsd", PEAK)):
+        rate = make_schedule(dataclasses.replace(config, schedule=schedule), 40)
+        np.testing.assert_allclose([rate(0), rate(20), rate(40)], [PEAK, middle, 0.25 * PEAK], rtol=1e-6)
+
+
+def gradients_and_parameters():
+    random = np.random.default_rng(0)
+
+    def draw():
+        return {name: random.standard_normal(d.shape).astype(np.float32) for name, d in DECLARED.items()}
+
+    return draw(), [draw() for _ in range(5)]
+
+
+def run(optimizer: optax.GradientTransformation):
+    params, gradients = gradients_and_parameters()
+    params = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+    return params
+
+
+@pytest.mark.core
+def test_adamw_is_the_published_formula():
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=2, weight_decay=0.2, clip_norm=1.5)
+    schedule = make_schedule(config, 5)
+    ours = run(make_optimizer(config, schedule, DECLARED))
+
+    # Loshchilov and Hutter 2019, algorithm 2, in float64.
+    params, gradients = gradients_and_parameters()
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    first, second = ({name: np.zeros(value.shape) for name, value in params.items()} for _ in range(2))
+    for t, gradient in enumerate(gradients, start=1):
+        norm = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
+        for name, g in gradient.items():
+            g = g * min(1, 1.5 / norm)
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.95 * second[name] + 0.05 * g**2
+            direction = first[name] / (1 - 0.9**t) / (np.sqrt(second[name] / (1 - 0.95**t)) + 1e-8)
+            decay = 0.2 if DECLARED[name].kind == "matrix" else 0
+            params[name] -= float(schedule(t - 1)) * (direction + decay * params[name])
+    for name, expected in params.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_adamw_is_optax_adamw():
+    config = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_steps=0, clip_norm=0)
+    mask = {name: name == "layers.attention.query" for name in DECLARED}
+    theirs = run(optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=mask))
+    jax.tree.map(np.testing.assert_array_equal, run(make_optimizer(config, lambda n: 0.01, DECLARED)), theirs)
+
+
+def test_sgd_has_momentum():
+    config = OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0, clip_norm=0)
+    ours = run(make_optimizer(config, lambda n: 0.1, DECLARED))
+    params, gradients = gradients_and_parameters()
+    for name, value in params.items():
+        velocity = np.zeros(value.shape)
+        for gradient in gradients:
+            velocity = 0.9 * velocity + gradient[name]
+            value = value - 0.1 * velocity
+        np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("decayed", [("matrix",), ("matrix", "embedding"), ()])
+def test_decay_follows_the_declared_kind_and_nothing_else(name, decayed):
+    config = OptimizerConfig(name=name, weight_decay=0.5, decayed=decayed)
+    params, _ = gradients_and_parameters()
+    optimizer = make_optimizer(config, lambda n: 0.1, DECLARED)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    for parameter, declaration in DECLARED.items():
+        expected = -0.1 * 0.5 * params[parameter] if declaration.kind in decayed else nothing[parameter]
+        np.testing.assert_allclose(updates[parameter], expected, rtol=1e-6, err_msg=parameter)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", math.nan),
+        ("warmup_steps", -1),
+        ("b1", 1.0),
+        ("b2", -0.1),
+        ("momentum", 1.0),
+        ("final_fraction", 1.5),
+        ("decay_fraction", -0.5),
+        ("clip_norm", -1.0),
+    ],
+)
+def test_values_that_cannot_train_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"^optimizer\.{field}={value} must be .*[^.]$"):
+        OptimizerConfig(**{field: value}).validate()

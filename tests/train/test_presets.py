@@ -1,0 +1,38 @@
+"""Every recipe divides on the mesh that it names, for any number of devices up to 512: by arithmetic, without devices."""
+
+from functools import cache
+
+import pytest
+from jax.sharding import AbstractMesh
+
+from model.presets import PRESETS
+from model.sharding import partition_spec
+from train.config import resolve, validate
+from train.mesh import check_batch
+from train.recipes import RECIPES, find_recipe, needs
+from train.state import blueprint
+
+declared = cache(lambda model: blueprint(model).declared)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_divide_on_the_meshes_they_name(name):
+    config = find_recipe(name)
+    counts = [2**power for power in range(10) if config.batch_size % 2**power == 0]
+    assert counts[-1] >= (256 if name in PRESETS else 4)
+    for devices in counts:
+        shape = config.mesh.shape(devices)
+        mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
+        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length)
+        for declaration in declared(config.model).values():
+            partition_spec(declaration.axes, declaration.shape, mesh)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_whole_runs(name):
+    config = resolve(find_recipe(name))
+    assert config.name == name
+    if not needs(config):
+        validate(config)
+    assert config.data.max_length <= config.model.max_length

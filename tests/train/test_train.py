@@ -1,0 +1,317 @@
+"""Whole runs, small: what is interrupted goes on bit for bit, and what is refused leaves no trace."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.dataset import DataConfig
+from train.checkpoint import CheckpointConfig, Checkpoints
+from train.config import EvaluateConfig, LogConfig, RunConfig, SampleConfig, from_json, to_json
+from train.console import Console
+from train.exchange import ExportArguments, export_main
+from train.load import load_run
+from train.mesh import MeshConfig
+from train.optimizer import OptimizerConfig
+from train.report import Diverged, StepReport
+from train.run_directory import RunDirectory
+from train.signals import Stopped
+from train.train import main
+
+MIXED_MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+def train(config: RunConfig, run: Path | str, **changes: Any) -> dict[str, Any]:
+    return main(dataclasses.replace(config, run_dir=str(run), **changes), Console())
+
+
+def with_value(config: RunConfig, field: str, value: Any) -> RunConfig:
+    """The configuration with another value of a field, whose name may be of a section: "section.field"."""
+    section, _, name = field.rpartition(".")
+    if not section:
+        return dataclasses.replace(config, **{name: value})
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+
+
+def rows(run: Path | str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a torn line would not parse."""
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path | str) -> dict[int, float]:
+    measured = rows(run)
+    assert [row["step"] for row in measured] == sorted({row["step"] for row in measured}), "a row twice or out of order"
+    return {row["step"]: row["learning/loss"] for row in measured}
+
+
+def state_digests(run: Path | str, step: int) -> dict[str, str]:
+    """Digests of every bit of the state that was saved (tests/train/test_checkpoint.py proves them)."""
+    with Checkpoints(Path(run) / "checkpoints") as checkpoints:
+        return {item: checkpoints.digest(step, item) for item in ("params", "opt_state", "progress")}
+
+
+def saved_steps(run: Path | str) -> list[int]:
+    with Checkpoints(Path(run) / "checkpoints") as checkpoints:
+        return checkpoints.steps()
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but the lock, which names its last holder."""
+    files = (path for path in run.rglob("*") if path.is_file())
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.name != "lock"}
+
+
+def flip_a_bit(run: Path, step: int) -> None:
+    """Damages the largest file of a checkpoint's weights, in the middle, where the numbers are."""
+    files = [path for path in (run / "checkpoints" / str(step) / "params").rglob("d/*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    largest.write_bytes(data)
+
+
+@pytest.fixture(scope="session")
+def begun(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, stopped after steps 3 and 6: in the middle of an epoch, and behind its end. Not to be written to."""
+    run = tmp_path_factory.mktemp("runs") / "begun"
+    for _ in range(2):
+        train(small, run, stop_after=3)
+    return run
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path) -> Path:
+    """A copy of the run that was begun, to go on with."""
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+@pytest.mark.core
+def test_interrupted_and_resumed_is_uninterrupted(small, run, uninterrupted):
+    assert saved_steps(run) == [3, 6]
+    config, result = uninterrupted
+    resumed = train(small, run)
+    assert resumed == result | {"run_dir": str(run)}
+    assert state_digests(run, 10) == state_digests(config.run_dir, 10)
+    assert losses(run) == losses(config.run_dir)
+    assert [row["tokens"] for row in rows(run)] == [512 * step for step in range(1, 11)]
+
+
+@pytest.mark.core
+def test_sigterm_saves_at_the_next_step(small, tmp_path, monkeypatch, capsys, uninterrupted):
+    after = StepReport.after
+
+    def report_then_ask(self, step, metrics):
+        after(self, step, metrics)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(StepReport, "after", report_then_ask)
+        train(small, tmp_path)
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert saved_steps(tmp_path) == [5]
+    assert "stopped after step 5, saved" in capsys.readouterr().err
+
+    train(small, tmp_path)
+    assert state_digests(tmp_path, 10) == state_digests(uninterrupted[0].run_dir, 10)
+    assert losses(tmp_path) == losses(uninterrupted[0].run_dir)
+
+
+def test_rows_behind_the_checkpoint_are_written_again_once(small, run, uninterrupted):
+    with (run / "metrics.jsonl").open("a") as file:  # as a kill after step 7 leaves it
+        file.write('{"step": 7, "tokens": 3584, "learning/loss": 9.9}\n{"step": 8, "tok')
+    train(small, run)
+    assert losses(run) == losses(uninterrupted[0].run_dir)
+    assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
+
+
+def test_any_mesh_goes_on_from_any_mesh(small, run, uninterrupted):
+    there = load_run(f"{run}/checkpoints/6").params
+    here = load_run(f"{run}/checkpoints/6", MIXED_MESH).params
+    assert {name for name, array in here.items() if not array.sharding.is_fully_replicated} > {"embedding.table"}
+    for name, array in there.items():
+        assert np.asarray(here[name]).tobytes() == np.asarray(array).tobytes(), name
+
+    train(small, run, mesh=MIXED_MESH, stop_after=2)
+    train(small, run, mesh=MeshConfig(data=1, fsdp=8))
+    expected = losses(uninterrupted[0].run_dir)
+    assert losses(run) == pytest.approx(expected, rel=1e-4)
+    assert all(losses(run)[step] == expected[step] for step in range(1, 7))
+
+
+@pytest.mark.core
+def test_a_finished_run_says_so(uninterrupted, tmp_path, capsys):
+    config, result = uninterrupted
+    copy = Path(shutil.copytree(config.run_dir, tmp_path / "run"))
+    before = contents(copy)
+    assert train(config, copy) == result | {"run_dir": str(copy)}
+    assert f"{copy}: nothing left to do, 10 of 10 steps are done" in capsys.readouterr().out
+    assert contents(copy) == before
+
+
+@pytest.mark.core
+def test_a_flipped_bit_is_found_and_the_run_goes_on_from_before(small, run, capsys, uninterrupted):
+    flip_a_bit(run, 6)
+    train(small, run)
+    assert "skipped checkpoint 6 cannot be used: params/" in capsys.readouterr().out
+    assert losses(run) == losses(uninterrupted[0].run_dir)
+    assert state_digests(run, 10) == state_digests(uninterrupted[0].run_dir, 10)
+
+
+@pytest.mark.core
+def test_where_every_checkpoint_is_damaged_each_is_named(small, run):
+    flip_a_bit(run, 3)
+    shutil.rmtree(run / "checkpoints" / "6" / "opt_state")
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(6: .*; 3: params/.*\)"):
+        train(small, run)
+    assert contents(run) == before
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("seed", 1, "seed was 0 and is now 1"),
+        ("steps", 20, "steps was 10 and is now 20"),
+        ("optimizer.learning_rate", 0.02, "optimizer.learning_rate was 0.01 and is now 0.02"),
+        ("model.num_layers", 3, "model.num_layers was 2 and is now 3"),
+    ],
+)
+def test_another_configuration_is_refused(small, run, field, value, sentence):
+    before = contents(run)
+    with pytest.raises(ValueError, match=f"{run} holds a run of another configuration .*{sentence}"):
+        train(with_value(small, field, value), run)
+    assert contents(run) == before
+
+
+def test_how_it_is_computed_may_change(small, run, uninterrupted):
+    train(small, run, stop_after=1, micro_batches=1, batch_size=8, log=LogConfig(every=5, tensorboard=True))
+    last = rows(run)[-1]
+    assert (last["step"], last["tokens"]) == (7, (6 * 16 + 8) * 32)
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        assert (checkpoints.record(7)["examples_seen"], checkpoints.record(7)["tokens"]) == (104, last["tokens"])
+    train(small, run, stop_after=1)
+    assert rows(run)[-1]["tokens"] == (7 * 16 + 8) * 32
+
+
+def test_changed_text_is_refused_unless_allowed(small, run, tmp_path):
+    text = Path(shutil.copy(small.data.path, tmp_path / "text.jsonl"))
+    config = with_value(small, "data.path", str(text))
+    directory = RunDirectory(run)
+    directory.write_config(directory.read_config() | {"data": to_json(config.data)})
+    text.write_text(text.read_text().replace("License", "Lizenz"))
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"the data of .* learned from so far \(digest \w+, now \w+\); .*allow-changed"):
+        train(config, run)
+    assert contents(run) == before
+    assert train(with_value(config, "data.allow_changed", True), run, stop_after=1)["step"] == 7
+    assert train(config, run, stop_after=1)["step"] == 8, "from then on it is the run's text"
+
+
+@pytest.mark.parametrize("kind", ["run", "folder"])
+def test_starts_from_a_run_or_a_hugging_face_folder(small, uninterrupted, tmp_path, kind):
+    source = tmp_path / "source"
+    if kind == "run":
+        shutil.copytree(uninterrupted[0].run_dir, source)
+    else:
+        export_main(ExportArguments(uninterrupted[0].run_dir, str(source)), Console())
+    weights = {name: np.asarray(array) for name, array in load_run(uninterrupted[0].run_dir).params.items()}
+    config = dataclasses.replace(
+        with_value(small, "model.num_layers", 1),  # the source's architecture counts
+        optimizer=OptimizerConfig(learning_rate=0.0),  # so that a step leaves what it began with
+        init_from=str(source),
+        mesh=MIXED_MESH,
+    )
+
+    def is_source(run: Path) -> bool:
+        params = load_run(str(run)).params
+        return weights.keys() == params.keys() and all(np.array_equal(weights[n], params[n]) for n in weights)
+
+    run = tmp_path / "run"
+    train(config, run, stop_after=1)
+    assert is_source(run)
+    assert losses(run)[1] < 4, "it goes on from what was learned"
+
+    shutil.rmtree(run / "checkpoints")  # as if it had died before its first checkpoint
+    train(config, run, stop_after=1)
+    assert is_source(run)
+
+    shutil.rmtree(source)
+    assert train(config, run, stop_after=1)["step"] == 2
+    assert is_source(run)
+
+
+def test_it_learns(small, licence, tmp_path, capsys):
+    result = train(
+        small,
+        tmp_path,
+        data=DataConfig(path=str(licence), max_length=32),
+        steps=80,
+        micro_batches=1,
+        evaluate=EvaluateConfig(every=40),
+        log=LogConfig(every=10, tensorboard=False),
+        checkpoint=CheckpointConfig(every=30),
+    )
+    measured = rows(tmp_path)
+    assert [row["step"] for row in measured] == [1, 10, 20, 30, 40, 50, 60, 70, 80]
+    assert measured[-1]["learning/loss"] < measured[0]["learning/loss"] - 2
+    held_out = [row["eval/nats_per_token"] for row in measured if "eval/nats_per_token" in row]
+    assert len(held_out) == 2
+    assert held_out[1] < held_out[0] - 0.1
+    assert result["evaluation"]["nats_per_token"] == held_out[1]
+    unigram = float(capsys.readouterr().out.split("a unigram model of the same tokens: ")[1].split()[0])
+    assert result["evaluation"]["bits_per_byte"] < unigram - 0.5
+    assert saved_steps(tmp_path) == [40, 60, 80], "and of 30, 40, 60, 80 the last three"
+    assert from_json(RunConfig, RunDirectory(tmp_path).read_config()).steps == 80
+
+
+@pytest.mark.core
+def test_what_diverges_ends_with_the_step(small, tmp_path):
+    with pytest.raises(Diverged, match="the last 3 steps up to 4 had gradients that were not finite"):
+        train(small, tmp_path, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0), nonfinite_limit=3)
+    assert [row["learning/nonfinite_in_row"] for row in rows(tmp_path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("batch_size", 20, "batch_size=20 must be a multiple of"),
+        ("mesh.data", 3, "takes 3 devices, and 8 are here"),
+        ("mesh.tensor", 8, "heads=4 must be a multiple of 8"),
+        ("steps", 0, "steps=0 must be at least 1"),
+        ("model.vocab_size", 256, "more than vocab_size=256; pass --model.vocab-size 257"),
+        ("data.max_length", 64, "data.max_length=64 is longer than the model's max_length=32"),
+        ("data.path", "nowhere.txt", "nowhere.txt.* does not exist"),
+        ("data.tokenizer", "nowhere", "nowhere"),
+        ("init_from", "nowhere", "there is no run directory nowhere"),
+        ("freeze", ("head.*",), "matches no parameter"),
+        ("sample.prompt", "long " * 7, "sample.prompt"),
+    ],
+)
+def test_what_is_refused_leaves_no_trace(small, tmp_path, field, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train(with_value(small, field, value), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "no text|too small"), (b"\x00\x01" * 99, "not text"), (b"\xff" * 99, "not UTF-8")],
+)
+def test_text_that_is_none_is_refused_and_leaves_no_trace(small, tmp_path, content, sentence):
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        train(with_value(small, "data.path", str(text)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,47 @@
+"""Many processes as one run: the same command on every host."""
+
+import os
+from dataclasses import dataclass, field
+
+import jax
+
+_OPERATIONAL = {"operational": True}
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the other processes are; under SLURM, MPI and where TPU_WORKER_HOSTNAMES is set, nothing has to be said."""
+
+    coordinator: str | None = field(default=None, metadata=_OPERATIONAL)  # host:port of process 0
+    num_processes: int | None = field(default=None, metadata=_OPERATIONAL)
+    process: int | None = field(default=None, metadata=_OPERATIONAL)  # this one's number, from 0
+    find: bool = field(default=False, metadata=_OPERATIONAL)  # let JAX look for the cluster, as on Cloud TPU VMs
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, where only some of what is needed is given."""
+        given = [value is not None for value in (self.coordinator, self.num_processes, self.process)]
+        if any(given) and not all(given):
+            raise ValueError(
+                "--cluster.coordinator, --cluster.num-processes and --cluster.process go together; give all"
+            )
+        if all(given) and not 0 <= (self.process or 0) < (self.num_processes or 0):
+            raise ValueError(f"cluster.process={self.process} must be at least 0 and less than {self.num_processes}")
+
+
+def join(config: ClusterConfig) -> None:
+    """Makes this process one of the run's, before any device is used; alone, does nothing."""
+    config.validate()
+    if jax.distributed.is_initialized():
+        return
+    if config.coordinator is not None:
+        jax.distributed.initialize(config.coordinator, config.num_processes, config.process)
+    elif config.find or _is_one_of_many():
+        jax.distributed.initialize()
+
+
+def _is_one_of_many() -> bool:
+    """Whether the environment says so; JAX's own detection also asks metadata servers, which a laptop has not."""
+    counts = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    return any(count.isdecimal() and int(count) > 1 for count in counts) or "," in os.environ.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    )
