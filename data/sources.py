@@ -177,9 +177,10 @@ def embedded_corpus() -> Path:
     return copy
 
 
-# Folders of the standard library that are tests, tables, programs for children or somebody else's.
+# What in the standard library is tests, tables, programs for children or somebody else's.
 _NOT_TEXT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "encodings"}
 _NOT_TEXT |= {"distutils", "ensurepip", "turtledemo", "pydoc_data", "__pycache__", "__phello__"}
+_NOT_TEXT |= {"entities.py", "locale.py"}
 
 
 def _python_documents() -> Iterator[tuple[str, str]]:
@@ -194,8 +195,8 @@ def _python_documents() -> Iterator[tuple[str, str]]:
     for folder, folders, files in os.walk(library):
         folders[:] = [name for name in folders if name not in _NOT_TEXT and not name.startswith("config-")]
         for name in files:
-            if not name.endswith(".py") or name.startswith("_sysconfigdata"):  # the latter is of one machine
-                continue
+            if not name.endswith(".py") or name in _NOT_TEXT or name.startswith("_sysconfigdata"):
+                continue  # the last is of one machine
             path = Path(folder) / name
             try:
                 with tokenize.open(path) as file:  # knows a source's declared encoding

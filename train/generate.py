@@ -95,6 +95,14 @@ def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
     return [vars(continuation) for continuation in continuations]
 
 
+def room_after(prompts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> int:
+    """How many tokens a model of `max_length` can write after each of the prompts; raises ValueError where none."""
+    longest = 1 + max(len(tokenizer.encode(prompt)) for prompt in prompts)  # the start token included
+    if longest > max_length:
+        raise ValueError(f"the prompt has {longest} tokens, more than the model's max_length={max_length}; shorten it")
+    return max_length - longest + 1  # the last token drawn is not read again
+
+
 class Writer:
     """A model ready to write: its layers laid out one by one, once for all prompts."""
 
@@ -117,13 +125,7 @@ class Writer:
         tokens = [
             np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32) for prompt in prompts
         ]
-        longest = max(map(len, tokens))
-        room = self.config.max_length - longest + 1  # the last token drawn is not read again
-        if room < 1:
-            raise ValueError(
-                f"the prompt has {longest} tokens, more than the model's max_length={self.config.max_length}; "
-                "shorten it"
-            )
+        room = room_after(prompts, self.tokenizer, self.config.max_length)
         wanted = min(200, room) if max_tokens is None else max_tokens
         if not 1 <= wanted <= room:
             raise ValueError(
@@ -148,6 +150,7 @@ class Writer:
                     continuation.text += streams[number].feed([token])
                     if ends := [at for at in map(continuation.text.find, stop) if at >= 0]:
                         continuation.text, done[number] = continuation.text[: min(ends)], True
+                        streams[number] = self.tokenizer.stream()  # forgets what came behind the stop
                         break
             # What may be the beginning of a stop is held back until it is decided.
             held = (
@@ -163,7 +166,7 @@ class Writer:
             if all(done):
                 break
         for continuation, stream in zip(continuations, streams, strict=True):
-            continuation.text += "" if any(s in continuation.text for s in stop) else stream.finish()
+            continuation.text += stream.finish()
         yield continuations[0].text[len(shown) :], continuations
 
     def _draw(

@@ -43,12 +43,12 @@ def tiny() -> RunConfig:
     """
     return RunConfig(
         name="tiny",
-        model=_llama(num_layers=4, model_dim=256, num_heads=8, num_kv_heads=4, vocab_size=4096, max_length=256),
-        data=DataConfig(tokenizer="sentencepiece", max_length=256),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=40),
-        steps=400,
+        model=_llama(num_layers=4, model_dim=192, num_heads=6, num_kv_heads=2, vocab_size=2048, max_length=128),
+        data=DataConfig(tokenizer="sentencepiece", max_length=128),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
+        steps=600,
         batch_size=16,
-        evaluate=EvaluateConfig(every=100, tokens=50_000),
+        evaluate=EvaluateConfig(every=200, tokens=20_000),
         sample=SampleConfig(prompt="def "),
     )
 
@@ -57,33 +57,36 @@ def char_shakespeare() -> RunConfig:
     """The laptop setting of nanoGPT (github.com/karpathy/nanoGPT): characters of Shakespeare, 64 at a time.
 
     jumok train char_shakespeare --data.path shakespeare.txt
+
+    Model, batch and steps are nanoGPT's; the learning rate is three times its 1e-3, with which this reaches 1.89.
+    Reached on two cores in 1:15 minutes: 1.763 nats a character of the held-out tenth.
     """
     return RunConfig(
         name="char_shakespeare",
         model=DecoderConfig(num_layers=4, model_dim=128, num_heads=4, vocab_size=66, max_length=64),
         data=DataConfig(path=_MUST_BE_GIVEN, tokenizer="characters", max_length=64),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, b2=0.99),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, final_fraction=0.05, b2=0.99),
         steps=2000,
         batch_size=12,
         evaluate=EvaluateConfig(every=250, tokens=20_000),
-        sample=SampleConfig(prompt="\n"),
+        sample=SampleConfig(prompt="\n", tokens=48),
     )
 
 
 def books() -> RunConfig:
-    """A few books learned in about fifteen minutes of two cores.
+    """Books learned in about fifteen minutes of two cores.
 
-    jumok train books --data.path "books/*.txt"
+    jumok train books --data.path books/ --data.valid-path other-books/
     """
     return RunConfig(
         name="books",
-        model=_llama(num_layers=6, model_dim=384, num_heads=6, num_kv_heads=6, vocab_size=4096, max_length=256),
+        model=_llama(num_layers=4, model_dim=256, num_heads=8, num_kv_heads=4, vocab_size=4096, max_length=256),
         data=DataConfig(path=_MUST_BE_GIVEN, tokenizer="sentencepiece", max_length=256),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
-        steps=700,
-        batch_size=16,
-        evaluate=EvaluateConfig(every=100, tokens=50_000),
-        sample=SampleConfig(prompt="It was "),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, final_fraction=0.05),
+        steps=2400,
+        batch_size=8,
+        evaluate=EvaluateConfig(every=400, tokens=50_000),
+        sample=SampleConfig(prompt="It was ", tokens=200),
     )
 
 

@@ -66,13 +66,14 @@ def step_bytes(compiled: Any) -> int:
 class StepReport:
     """Logs a step once the next one is under way, so that the devices never wait for the host to read numbers."""
 
-    def __init__(self, config: RunConfig, metrics: Metrics, line: ProgressLine, start: int):
+    def __init__(self, config: RunConfig, metrics: Metrics, line: ProgressLine, start: int, examples: int):
         self._config, self._metrics, self._line = config, metrics, line
         self._waiting: tuple[int, StepMetrics] | None = None
         self._row: dict[str, Any] | None = None
         self._clock = (start, time.monotonic())
         self._nonfinite = 0
         self._tokens = config.batch_size * config.data.max_length
+        self._before = examples * config.data.max_length - start * self._tokens  # steps may have been of other sizes
         self._flops = train_flops_per_token(config.model, config.data.max_length)
         self._palm_flops = train_flops_per_token(config.model, config.data.max_length, "palm")
         self._device = jax.local_devices()[0]
@@ -125,7 +126,7 @@ class StepReport:
         self.loss = host["loss"]
         self._row = {
             "step": step,
-            "tokens": step * self._tokens,
+            "tokens": self._before + step * self._tokens,
             **{_CURVES.get(name, f"learning/{name}"): value for name, value in host.items()},
             "perf/step_time_seconds": seconds,
             "perf/per_device_tokens_per_sec": rate,

@@ -3,7 +3,6 @@
 A second one ends the process at once.
 """
 
-import os
 import signal
 from types import FrameType
 
@@ -26,7 +25,9 @@ class StopRequest:
         self._signum: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+        # Of many processes, JAX's own handler of SIGTERM tells the others, and so has to stay.
+        ours = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+        self._before = {signum: signal.signal(signum, self._ask) for signum in ours}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -34,12 +35,13 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
-            os._exit(128 + signum)
-        self._signum = signum
+        self._signum = self._signum or signum
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
 
     def at(self, step: int) -> Stopped | None:
         """Whether to stop after `step`: on many hosts the same answer at the same step on each of them."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self._signum = self._signum or signal.SIGTERM
+        if jax.process_count() > 1:
+            reached = multihost_utils.reached_preemption_sync_point(step)
+            return Stopped(self._signum or signal.SIGTERM) if reached else None
         return None if self._signum is None else Stopped(self._signum)

@@ -28,7 +28,7 @@ from train.checkpoint import Checkpoints
 from train.cluster import join
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
-from train.generate import Writer
+from train.generate import Writer, room_after
 from train.load import load_source
 from train.mesh import make_mesh, place_batch
 from train.metrics import Metrics, ProgressLine
@@ -66,9 +66,13 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         dataset = prepare_dataset(config.data, config.model.vocab_size, config.seed, tokenizer, progress)
     rows = ConcatenatedRows(dataset.train, config.data.max_length, config.data.packing, dataset.tokenizer.end_id)
     loader = Loader(rows, config.seed, program.objective.prepare)
+    if config.sample.tokens:  # what could not be written at the end is refused now
+        Sampling(config.sample.temperature).validate()
+        room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
 
     with ExitStack() as open_things:
         lock_is_ours = open_things.enter_context(run.lock())
+        console.write_traceback = run.write_traceback
         checkpoints = open_things.enter_context(Checkpoints(run.checkpoints, config.checkpoint, writer=True))
 
         # Where the run stands, in this order: its newest checkpoint that verifies; the weights that it starts from;
@@ -80,6 +84,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             _refuse_other_data(record, dataset, config)
         else:
             step, record = 0, {}
+            if config.init_from and resumes:  # it ended before its first checkpoint
+                source = load_source(config.init_from, console.say)
             state = program.first_state(source.params if source else None)
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
@@ -106,20 +112,21 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         stop_request = open_things.enter_context(StopRequest())
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
-        report = StepReport(config, metrics, line, step)
+        begin = int(state.examples_seen)
+        report = StepReport(config, metrics, line, step, begin)
+        window = min(config.data.max_length, config.model.max_length)
         meter = PerplexityMeter(
             program.plan,
             program.objective,
             program.mesh,
-            window=config.data.max_length,
-            stride=config.data.max_length,
+            window=window,
+            stride=window,
             batch_size=config.batch_size // config.micro_batches,
         )
 
         def make_batch(position: int) -> dict[str, jax.Array]:
             return place_batch(program.mesh, config.batch_size, lambda places: loader.rows_for(position, places))
 
-        begin = int(state.examples_seen)
         positions = range(begin, begin + (last - step) * config.batch_size, config.batch_size)
         for position, batch in zip(positions, prefetch(make_batch, positions), strict=True):
             with open_profile(config.profile, run, step):
@@ -209,11 +216,10 @@ def _farewell(
     if config.sample.tokens:
         writer = Writer(program.plan, state.params, dataset.tokenizer, program.mesh)
         sampling = Sampling(config.sample.temperature)
+        room = room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
         console.say("\nwhat it writes:\n")
         console.write(config.sample.prompt)
-        for text, _ in writer.write(
-            [config.sample.prompt], min(config.sample.tokens, config.model.max_length - 16), sampling, config.seed
-        ):
+        for text, _ in writer.write([config.sample.prompt], min(config.sample.tokens, room), sampling, config.seed):
             console.write(text)
         console.write("\n\n")
     here = "jumok" if shutil.which("jumok") else os.path.relpath(Path(sys.executable).with_name("jumok"))

@@ -1,17 +1,14 @@
 """`make bench`: how fast training, decoding and loading are here, beside PyTorch and transformers where installed.
 
-Each row runs in a process of its own (child.py), on one core and on all; in it the systems take turns. Every figure
-is shown as minimum, median and maximum over the turns. Ratios are of our time to theirs within a turn: under 1 we are
+Each row runs in a process of its own (child.py), on one core and on all; in it the systems take turns. Every figure is
+shown as minimum, median and maximum over the turns. Ratios are of our time to theirs in the same turn: below 1 we are
 faster. CPU time is that of all threads together, and suffers less from what else the machine is doing.
-
-    make bench
-    .venv/bin/python tests/benchmarks/bench.py --quick          under a minute
-    .venv/bin/python tests/benchmarks/bench.py --only "train"   the rows whose names contain it
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -24,123 +21,124 @@ from train.console import Console
 
 
 class Row(NamedTuple):
-    """What `target` "module:name" measures. Rows that are `quick` do for a first look; a `single` one uses one core."""
+    """`target` is a function of rows.py and its argument; `quick` rows do for a first look."""
 
     target: str
     quick: bool = False
-    single: bool = False
+    one_core: bool = False
 
 
 ROWS = {
-    "train 4x128": Row("training:4x128", quick=True),
-    "train 6x384": Row("training:6x384"),
-    "train 6x384 v8192": Row("training:6x384-v8192"),
-    "train gpt2-124m": Row("training:gpt2-124m"),
-    "decode batch 1": Row("decoding:1"),
-    "decode batch 8": Row("decoding:8"),
-    "load isolated": Row("loading:isolated", quick=True, single=True),
-    "load contiguous": Row("loading:contiguous", single=True),
+    "matmul": Row("matmul:1024", quick=True),
+    "train 4x128": Row("train:4x128", quick=True),  # the recipe char_shakespeare
+    "train 6x384": Row("train:6x384"),
+    "train 6x384 v8192": Row("train:6x384-v8192"),
+    "train gpt2-124m": Row("train:gpt2-124m"),
+    "decode batch 1": Row("decode:1"),
+    "decode batch 8": Row("decode:8"),
+    "load isolated": Row("load:isolated", quick=True, one_core=True),
+    "load contiguous": Row("load:contiguous", one_core=True),
 }
-_REPETITIONS, _QUICK_REPETITIONS = 7, 5
+_BUSY = 0.1  # cores taken by others, from which on a row is said to be disturbed
 
 
 def main() -> int:
     """Measures, shows and writes; returns 1 where a row failed."""
-    arguments = _arguments()
-    console = Console()
-    cores = sorted(os.sched_getaffinity(0))
-    chosen = {
-        name: row for name, row in ROWS.items() if arguments.only in name and (row.quick or not arguments.quick)
-    }
-    if not chosen:
-        sys.stderr.write(f"no row's name contains {arguments.only!r}; the rows are {', '.join(ROWS)}\n")
-        return 2
-    machine = _run(cores, 1, "machine:this")
-    mallopt = "left alone" if os.environ.get("JUMOK_NO_MALLOPT") else "as `jumok` sets it, for all systems"
-    report = {"machine": machine, "cores": len(cores), "malloc": mallopt, "load": [os.getloadavg()], "rows": []}
-    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
-    console.say(f"{machine['device']}, {len(cores)} cores, load {os.getloadavg()[0]:.1f}; {versions}; malloc {mallopt}")
-    if "torch" not in machine["versions"]:
-        console.say("PyTorch is not installed here: our own figures only (the extra `parity` has it)")
-
-    on_cpu = machine["platform"] == "cpu"
-    repetitions = _QUICK_REPETITIONS if arguments.quick else _REPETITIONS
-    for name, row in chosen.items():
-        settings = [cores[-1:]] if row.single else [cores[-1:], cores] if on_cpu and len(cores) > 1 else [cores]
-        for setting in settings:
-            begin = time.monotonic()
-            result = _run(setting, repetitions, row.target)
-            place = f"{len(setting)} core{'s' * (len(setting) > 1)}" if on_cpu or row.single else machine["device"]
-            report["rows"].append({"name": name, "cores": len(setting), "seconds": time.monotonic() - begin, **result})
-            _show(console, f"{name}, {place}", result, with_cpu=on_cpu or row.single)
-            if "not_run" in result:
-                break
-    report["load"].append(os.getloadavg())
-    file = Path(arguments.json)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.say(f"\nall samples are in {file}")
-    return int(any("failed" in row for row in report["rows"]))
-
-
-def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a first look in under a minute")
-    parser.add_argument("--only", default="", metavar="NAME", help="the rows whose names contain NAME")
-    parser.add_argument("--json", default="runs/bench.json", metavar="FILE", help="where every sample is written")
-    return parser.parse_args()
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help=f"the rows whose names contain it: {', '.join(ROWS)}"
+    )
+    parser.add_argument("--json", default="runs/bench.json", metavar="FILE", help="where all samples are written")
+    options = parser.parse_args()
+    chosen = {name: row for name, row in ROWS.items() if options.only in name and (row.quick or not options.quick)}
+    if not chosen:
+        parser.error(f"no row's name contains {options.only!r}; the rows are {', '.join(ROWS)}")
+
+    console, cores = Console(), sorted(os.sched_getaffinity(0))
+    machine = _run(cores, 1, "machine:")
+    machine["malloc"] = "left alone" if os.environ.get("JUMOK_NO_MALLOPT") else "for all systems as jumok sets it"
+    console.say(
+        f"{_processor()}, {len(cores)} cores; {machine['device']}; {machine['versions']}; malloc {machine['malloc']}"
+    )
+    if "torch" not in machine["versions"]:
+        console.say("PyTorch is not installed (the extra `parity` has it): our own figures only")
+    on_cpu = machine["platform"] == "cpu"
+    found = []
+    for name, row in chosen.items():
+        one, every = cores[-1:], [cores] if len(cores) > 1 and not row.one_core else []
+        for used in [one, *every] if on_cpu or row.one_core else [cores]:
+            result = {"name": name, "cores": len(used), **_run(used, 5 if options.quick else 7, row.target)}
+            found.append(result)
+            _show(console, result, with_cpu=on_cpu or row.one_core)
+            if "not_run" in result:
+                break
+    file = Path(options.json)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine, "rows": found}, indent=1) + "\n")
+    console.say(f"\nall samples are in {file}")
+    return int(any("failed" in result for result in found))
 
 
 def _run(cores: list[int], repetitions: int, target: str) -> dict[str, Any]:
-    """What a child measured, or {"failed": the last line of what it said}."""
+    """What a child found, and "others", how many of its cores other programs took; or "failed", what it said last."""
     child = Path(__file__).with_name("child.py")
     with tempfile.TemporaryDirectory(prefix="jumok-bench-") as folder:
         file = Path(folder) / "result.json"
         words = [sys.executable, str(child), ",".join(map(str, cores)), str(repetitions), str(file), target]
+        begin, before = time.monotonic(), _others(cores)
         ended = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        if ended.returncode or not file.exists():
+        others = (_others(cores) - before) / (time.monotonic() - begin)
+        if not file.exists():
             sys.stderr.write(ended.stderr)
             return {"failed": (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]}
-        return json.loads(file.read_text())
+        return json.loads(file.read_text()) | {"others": max(0.0, others)}
 
 
-def _show(console: Console, title: str, result: dict[str, Any], with_cpu: bool) -> None:
+def _others(cores: list[int]) -> float:
+    """Seconds so far in which these cores were busy, other than with our children."""
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    ticks = [[int(tick) for tick in values] for name, *values in lines if name in {f"cpu{core}" for core in cores}]
+    busy = sum(sum(t[:8]) - t[3] - t[4] for t in ticks) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return busy - usage.ru_utime - usage.ru_stime
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def _show(console: Console, result: dict[str, Any], with_cpu: bool) -> None:
+    title = f"{result['name']}, {result['cores']} core{'s' * (result['cores'] > 1)}"
     for reason in ("failed", "not_run"):
         if reason in result:
             console.say(f"\n{title}: {reason.replace('_', ' ')}: {result[reason]}")
             return
-    samples, clocks = result["samples"], {"cpu": "CPU-s", "wall": "s"} if with_cpu else {"wall": "s"}
+    clocks = {"cpu": "our / its CPU-s", "wall": "our / its s"} if with_cpu else {"wall": "our / its s"}
     columns = [column for column in result["columns"] if column[1] in clocks]
-    headers = ["min median max", *(header for header, _, _ in columns)]
-    if len(samples) > 1:
-        headers += [f"our {shown} / its" for shown in clocks.values()]
-    table = []
-    for system, seconds in samples.items():
-        cells = [[amount / s if amount else s * 1e3 for s in seconds[clock]] for _, clock, amount in columns]
+    ours, table = result["samples"]["jumok"], []
+    for system, theirs in result["samples"].items():
+        cells = [[amount / s if amount else s * 1e3 for s in theirs[clock]] for _, clock, amount in columns]
         if system != "jumok":
-            pairs = [zip(samples["jumok"][clock], seconds[clock], strict=True) for clock in clocks]
-            cells += [[ours / theirs for ours, theirs in pair] for pair in pairs]
-        row = [system, *map(_spread, cells)]
-        table.append(row + [""] * (len(headers) - len(row)))
+            cells += [[a / b for a, b in zip(ours[clock], theirs[clock], strict=True)] for clock in clocks]
+        shown = [" ".join(f"{_short(f(cell)):>5}" for f in (min, statistics.median, max)) for cell in cells]
+        table.append([system, *shown, *[""] * (len(columns) + len(clocks) - len(shown))])
     console.say()
-    console.table(f"{title}: {result['what']}", headers, table)
-    if result.get("mfu"):
-        console.say(f"MFU, causal attention as computed: {_spread([100 * u for u in result['mfu']])} %")
-    if result["agreement"]:
-        console.say(result["agreement"])
-
-
-def _spread(values: list[float]) -> str:
-    return " ".join(f"{_short(value):>5}" for value in (min(values), statistics.median(values), max(values)))
+    console.table(f"{title}: {result['what']}", ["", *(c[0] for c in columns), *clocks.values()], table)
+    if agreement := result.get("agreement"):
+        console.say(agreement)
+    if result["others"] > _BUSY:
+        console.say(
+            f"disturbed: other programs took {result['others']:.1f} cores"
+            + "; PyTorch's threads spin while they wait for each other, and suffer most" * (result["cores"] > 1)
+        )
 
 
 def _short(value: float) -> str:
-    """Three digits: 0.98, 63.5, 1458, 11.8k, 3.21M."""
-    for size, letter in ((1e6, "M"), (1e4, "k")):
-        if value >= size:
-            value /= 1e6 if letter == "M" else 1e3
-            return f"{value:.3g}{letter}"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """Three digits: 0.985, 63.5, 1458, 11.8k, 3.21M."""
+    value, letter = (value / 1e6, "M") if value >= 1e6 else (value / 1e3, "k") if value >= 1e4 else (value, "")
+    return (f"{value:.0f}" if value >= 100 else f"{value:.3g}") + letter
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every recipe divides on the mesh that it names, for any number of devices up to 512: by arithmetic, without devices."""
+"""Every recipe divides on the mesh that it names, on up to 512 devices: by arithmetic, without one."""
 
 from functools import cache
 

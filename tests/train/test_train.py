@@ -67,18 +67,19 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.name != "lock"}
 
 
-def flip_a_bit(run: Path, step: int) -> None:
-    """Damages the largest file of a checkpoint's weights, in the middle, where the numbers are."""
+def flip_bits(run: Path, step: int) -> None:
+    """Flips one bit in a thousand bytes of a checkpoint's weights; tests/train/test_checkpoint.py flips just one."""
     files = [path for path in (run / "checkpoints" / str(step) / "params").rglob("d/*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    for place in range(500, len(data), 1000):
+        data[place] ^= 0x10
     largest.write_bytes(data)
 
 
 @pytest.fixture(scope="session")
 def begun(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run, stopped after steps 3 and 6: in the middle of an epoch, and behind its end. Not to be written to."""
+    """The small run, stopped after steps 3 and 6: within an epoch and within the next. Not to be written to."""
     run = tmp_path_factory.mktemp("runs") / "begun"
     for _ in range(2):
         train(small, run, stop_after=3)
@@ -112,9 +113,10 @@ def test_sigterm_saves_at_the_next_step(small, tmp_path, monkeypatch, capsys, un
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-        patch.setattr(StepReport, "after", report_then_ask)
+    monkeypatch.setattr(StepReport, "after", report_then_ask)
+    with pytest.raises(Stopped) as stopped:
         train(small, tmp_path)
+    monkeypatch.undo()
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == before
     assert saved_steps(tmp_path) == [5]
@@ -158,20 +160,40 @@ def test_a_finished_run_says_so(uninterrupted, tmp_path, capsys):
 
 
 @pytest.mark.core
-def test_a_flipped_bit_is_found_and_the_run_goes_on_from_before(small, run, capsys, uninterrupted):
-    flip_a_bit(run, 6)
+def test_flipped_bits_are_found_and_the_run_goes_on_from_before(small, run, capsys, uninterrupted):
+    flip_bits(run, 6)
     train(small, run)
-    assert "skipped checkpoint 6 cannot be used: params/" in capsys.readouterr().out
+    assert "skipped checkpoint 6 cannot be used: " in capsys.readouterr().out
     assert losses(run) == losses(uninterrupted[0].run_dir)
     assert state_digests(run, 10) == state_digests(uninterrupted[0].run_dir, 10)
 
 
 @pytest.mark.core
 def test_where_every_checkpoint_is_damaged_each_is_named(small, run):
-    flip_a_bit(run, 3)
+    flip_bits(run, 3)
     shutil.rmtree(run / "checkpoints" / "6" / "opt_state")
     before = contents(run)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(6: .*; 3: params/.*\)"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(6: .*; 3: .*\)"):
+        train(small, run)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "sentence"),
+    [
+        ("config.json", "{", "", "config.json cannot be read as JSON"),
+        ("config.json", '"seed"', '"sead"', "sead is not a field of this version; the nearest is seed"),
+        ("tokenizer/jumok_tokenizer.json", '"bytes"', '"bites"', "tokenizer"),
+        ("tokenizer/jumok_tokenizer.json", "{", "", "tokenizer"),
+        ("checkpoints/6/manifest/metadata", '"format": 1', '"format": 2', "was written by a newer jumok"),
+    ],
+)
+def test_a_damaged_or_newer_run_is_refused(small, run, file, old, new, sentence):
+    text = (run / file).read_text()
+    assert old in text
+    (run / file).write_text(text.replace(old, new, 1))
+    before = contents(run)
+    with pytest.raises(ValueError, match=sentence):
         train(small, run)
     assert contents(run) == before
 
@@ -210,7 +232,9 @@ def test_changed_text_is_refused_unless_allowed(small, run, tmp_path):
     directory.write_config(directory.read_config() | {"data": to_json(config.data)})
     text.write_text(text.read_text().replace("License", "Lizenz"))
     before = contents(run)
-    with pytest.raises(ValueError, match=r"the data of .* learned from so far \(digest \w+, now \w+\); .*allow-changed"):
+    with pytest.raises(
+        ValueError, match=r"the data of .* learned from so far \(digest \w+, now \w+\); .*allow-changed"
+    ):
         train(config, run)
     assert contents(run) == before
     assert train(with_value(config, "data.allow_changed", True), run, stop_after=1)["step"] == 7
@@ -250,11 +274,13 @@ def test_starts_from_a_run_or_a_hugging_face_folder(small, uninterrupted, tmp_pa
     assert is_source(run)
 
 
-def test_it_learns(small, licence, tmp_path, capsys):
+def test_it_learns(tiny_llama, small, licence, tmp_path, capsys):
+    model = dataclasses.replace(tiny_llama, vocab_size=257, max_length=24)  # rotary positions do not end there
     result = train(
         small,
         tmp_path,
         data=DataConfig(path=str(licence), max_length=32),
+        model=model,
         steps=80,
         micro_batches=1,
         evaluate=EvaluateConfig(every=40),
@@ -262,15 +288,15 @@ def test_it_learns(small, licence, tmp_path, capsys):
         checkpoint=CheckpointConfig(every=30),
     )
     measured = rows(tmp_path)
-    assert [row["step"] for row in measured] == [1, 10, 20, 30, 40, 50, 60, 70, 80]
+    assert [row["step"] for row in measured] == [1, *range(10, 81, 10)]
     assert measured[-1]["learning/loss"] < measured[0]["learning/loss"] - 2
     held_out = [row["eval/nats_per_token"] for row in measured if "eval/nats_per_token" in row]
     assert len(held_out) == 2
     assert held_out[1] < held_out[0] - 0.1
     assert result["evaluation"]["nats_per_token"] == held_out[1]
     unigram = float(capsys.readouterr().out.split("a unigram model of the same tokens: ")[1].split()[0])
-    assert result["evaluation"]["bits_per_byte"] < unigram - 0.5
-    assert saved_steps(tmp_path) == [40, 60, 80], "and of 30, 40, 60, 80 the last three"
+    assert result["evaluation"]["bits_per_byte"] < unigram - 0.2
+    assert saved_steps(tmp_path) == [30, 60, 80]
     assert from_json(RunConfig, RunDirectory(tmp_path).read_config()).steps == 80
 
 
@@ -295,12 +321,14 @@ def test_what_diverges_ends_with_the_step(small, tmp_path):
         ("data.tokenizer", "nowhere", "nowhere"),
         ("init_from", "nowhere", "there is no run directory nowhere"),
         ("freeze", ("head.*",), "matches no parameter"),
-        ("sample.prompt", "long " * 7, "sample.prompt"),
+        ("sample.prompt", "long " * 7, "the prompt has 36 tokens, more than the model's max_length=32"),
+        ("sample.temperature", -1.0, "temperature=-1.0 must be at least 0"),
     ],
 )
 def test_what_is_refused_leaves_no_trace(small, tmp_path, field, value, sentence):
+    sampling = dataclasses.replace(small, sample=SampleConfig())
     with pytest.raises(ValueError, match=sentence):
-        train(with_value(small, field, value), tmp_path / "run")
+        train(with_value(sampling, field, value), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,183 @@
+"""The rows: what is measured, and beside what. PyTorch is compared with on CPUs, where it is installed.
+
+Each function returns "what" in words; the "systems" to be called in turn, ours first; "columns" of (header, clock,
+amount a call, or None for milliseconds a call); and "agreement", the proof that all systems do the same work.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.dataset import DataConfig, prepare_dataset
+from data.loader import Loader
+from data.packing import ConcatenatedRows
+from model.cost import train_flops_per_token
+from model.decode import Sampling, extend, start, unstack
+from model.decoder import DecoderConfig
+from model.families import gpt2
+from model.families.weights import Layout
+from model.parameters import Params, merge
+from model.presets import PRESETS
+from train.config import RunConfig, resolve
+from train.hardware import peak_flops
+from train.mesh import MeshConfig, make_mesh, place_batch
+from train.optimizer import OptimizerConfig
+from train.program import Program
+from train.state import Blueprint, blueprint
+
+_CPU = jax.default_backend() == "cpu"
+_TORCH = _CPU and importlib.util.find_spec("torch") is not None
+if _TORCH:
+    from torch_gpt2 import Trainer, torch
+
+_SMALL = DecoderConfig(num_layers=4, model_dim=128, num_heads=4, vocab_size=66, max_length=64)
+_LARGER = DecoderConfig(num_layers=6, model_dim=384, num_heads=6, vocab_size=66, max_length=256)
+_SIZES = {  # with the rows of a batch, each as long as the model allows
+    "4x128": (_SMALL, 12),
+    "6x384": (_LARGER, 8),
+    "6x384-v8192": (replace(_LARGER, vocab_size=8192), 8),
+    "gpt2-124m": (replace(PRESETS["gpt2-124m"], dropout=0.0, attention_dropout=0.0), 32),
+}
+
+
+def machine(_: str) -> dict[str, Any]:
+    """The device and the packages."""
+    packages = [name for name in ("jax", "torch", "transformers") if importlib.util.find_spec(name)]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return {"platform": jax.default_backend(), "device": jax.devices()[0].device_kind, "versions": versions}
+
+
+def matmul(size: str) -> dict[str, Any]:
+    """The product that all else stands on: what of the other ratios is the libraries' alone."""
+    a, b = np.random.default_rng(0).standard_normal((2, int(size), int(size)), np.float32)
+    multiply, ours = jax.jit(jnp.matmul), (jnp.asarray(a), jnp.asarray(b))
+    systems: dict[str, Callable] = {"jumok": lambda: multiply(*ours).block_until_ready()}
+    if _TORCH:
+        systems["torch"] = partial(torch.matmul, torch.from_numpy(a), torch.from_numpy(b))
+    operations = 2 * int(size) ** 3 / 1e9
+    columns = [("GFLOP / CPU-s", "cpu", operations), ("GFLOP / s", "wall", operations)]
+    return {"what": f"{size}^3, float32", "systems": systems, "columns": columns}
+
+
+def train(size: str) -> dict[str, Any]:
+    """A step of `jumok train`, AdamW with clipping, on a batch that lies ready."""
+    model, rows = _SIZES[size]
+    if size == "gpt2-124m" and _CPU:
+        return {"not_run": "needs an accelerator"}
+    length, optimizer = model.max_length, OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0)
+    config = resolve(RunConfig(model, DataConfig(max_length=length), optimizer=optimizer, batch_size=rows))
+    stream = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1), np.int32)
+    ones = np.ones((rows, length), np.int32)  # as packing gives rows of one document
+    batch = {"tokens": stream[:, :-1], "targets": stream[:, 1:], "scored": ones > 0, "segments": ones}
+    batch["positions"] = np.cumsum(ones, axis=1, dtype=np.int32) - 1
+
+    program = Program.of(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    compiled = program.compile_step({name: array[0] for name, array in batch.items()})
+    placed = place_batch(program.mesh, rows, lambda places: {name: array[places] for name, array in batch.items()})
+    state = program.first_state()
+    theirs = _TORCH and Trainer(model, _tensors(program.plan, state.params), stream, optimizer)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, placed)
+        return float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+    tokens = rows * length
+    columns = [("CPU ms / step", "cpu", None), ("ms / step", "wall", None), ("tokens / s", "wall", tokens)]
+    if peak := peak_flops(jax.devices()[0]):
+        columns.append(("% MFU", "wall", 100 * tokens * train_flops_per_token(model, length) / peak))
+    what = f"{rows} x {length} tokens, vocabulary {model.vocab_size}, {config.precision}"
+    result = {"what": what, "systems": {"jumok": step}, "columns": columns}
+    if theirs:
+        losses = np.array([(step(), theirs.step()) for _ in range(3)])
+        apart = np.max(np.abs(losses[:, 0] / losses[:, 1] - 1))
+        if not apart < 1e-4:
+            raise ArithmeticError(f"jumok and torch do not learn the same: losses {losses.tolist()}")
+        result["systems"]["torch"] = theirs.step
+        result["agreement"] = f"losses of the first three steps agree to {apart:.0e}"
+    return result
+
+
+def decode(batch_size: str) -> dict[str, Any]:
+    """GPT-2 124M continues prompts, greedily, with a cache; reading the prompts is part of it."""
+    rows, length, new, plan = int(batch_size), 16, 64, blueprint(PRESETS["gpt2-124m"])
+    prompts = np.random.default_rng(0).integers(0, plan.config.vocab_size, (rows, length))
+    params = jax.jit(partial(plan.init, 0))()
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        model, layers = jax.jit(lambda params: unstack(merge(plan.skeleton, params)))(params)
+    arguments, no_stop = (jnp.asarray(prompts, jnp.int32), jnp.full(rows, length)), jnp.array([-2])
+
+    def write() -> np.ndarray:  # as train/generate.py does
+        with jax.set_mesh(mesh):
+            decoding, pieces = start(model, layers, *arguments, cache_length=128), []
+            while len(pieces) < new // 16:
+                decoding, tokens, _ = extend(
+                    model, layers, decoding, jax.random.key(0), no_stop, num_tokens=16, sampling=Sampling(0)
+                )
+                pieces.append(np.asarray(tokens))
+        return np.concatenate(pieces, axis=1)
+
+    systems: dict[str, Callable] = {"jumok": write}
+    if _TORCH and importlib.util.find_spec("transformers"):
+        transformers = importlib.import_module("transformers")
+        values = gpt2.to_hugging_face_config(plan.config) | {"bos_token_id": None, "eos_token_id": None}
+        reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**values)).eval()
+        reference.load_state_dict(_tensors(plan, params), strict=False)  # its head is tied
+        inputs = {"inputs": torch.from_numpy(prompts), "attention_mask": torch.ones(rows, length), "pad_token_id": 0}
+        generate = partial(reference.generate, **inputs, max_new_tokens=new, do_sample=False)
+        systems["transformers"] = lambda: generate()[:, length:].numpy()
+    drawn = {name: call() for name, call in systems.items()}
+    equal = [f"{(tokens == drawn['jumok']).mean():.1%} of {name}'s tokens equal ours" for name, tokens in drawn.items()]
+    return {
+        "what": f"{rows} x {length} tokens read and {rows} x {new} written, float32",
+        "systems": systems,
+        "columns": [("tokens / CPU-s", "cpu", rows * new), ("tokens / s", "wall", rows * new)],
+        "agreement": ", ".join(equal[1:]),
+    }
+
+
+def load(packing: Any) -> dict[str, Any]:
+    """Shuffled batches out of memory-mapped shards: of the embedded text, as bytes."""
+    config, rows = DataConfig(packing=packing), 32
+    dataset, length = prepare_dataset(config, vocab_size=257, seed=0), config.max_length
+    loader = Loader(ConcatenatedRows(dataset.train, length, packing, dataset.tokenizer.end_id), seed=0)
+    positions = count(step=rows)
+    systems: dict[str, Callable] = {"jumok": lambda: loader.rows_for(next(positions), range(rows))}
+    if _TORCH:
+        stream = dataset.train.slice(0, dataset.train.num_tokens)  # in one shard: the mapped file itself
+
+        class Windows(list):
+            """Rows as (tokens, targets), read when they are asked for."""
+
+            def __getitem__(self, row):
+                window = torch.from_numpy(stream[row * length : (row + 1) * length + 1].astype(np.int64))
+                return window[:-1], window[1:]
+
+        read, windows = torch.utils.data.DataLoader, Windows(range((len(stream) - 1) // length))
+        batches = (batch for _ in count() for batch in read(windows, rows, shuffle=True, drop_last=True))
+        systems["torch DataLoader"] = partial(next, batches)
+    return {
+        "what": f"{rows} x {length} tokens a batch, {packing} (torch: tokens and targets alone)",
+        "systems": systems,
+        "columns": [
+            ("rows / CPU-s", "cpu", rows),
+            ("rows / s", "wall", rows),
+            ("tokens / CPU-s", "cpu", rows * length),
+        ],
+    }
+
+
+def _tensors(plan: Blueprint, params: Params) -> dict[str, Any]:
+    """Our weights as Hugging Face's GPT2LMHeadModel names and stores them."""
+    layout = Layout(gpt2.WEIGHTS, plan.declared, plan.config.vocab_size)
+    return {name: torch.from_numpy(array.copy()) for name, array in layout.to_hugging_face(params)}

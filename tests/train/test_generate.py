@@ -1,0 +1,197 @@
+"""What a model writes: token by token what the plain loop draws, and as text what people can read as it comes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.tokenizer import ByteTokenizer
+from model.decode import Sampling
+from model.parameters import merge
+from train.console import Console
+from train.generate import Arguments, Continuation, Writer
+from train.generate import main as generate
+from train.load import LoadedRun, load_run
+from train.mesh import MeshConfig
+
+GREEDY = Sampling(temperature=0)
+WARM = Sampling(temperature=1.2)
+
+
+@pytest.fixture(scope="module")
+def run(uninterrupted) -> LoadedRun:
+    return load_run(uninterrupted[0].run_dir)
+
+
+@pytest.fixture(scope="module")
+def writer(run: LoadedRun) -> Writer:
+    return Writer(run.plan, run.params, run.tokenizer, run.mesh)
+
+
+def written(writer: Writer, prompts, max_tokens=None, sampling=GREEDY, seed=0, stop=()) -> list[Continuation]:
+    """The continuations, after the check that the first one's pieces are its text."""
+    pieces, states = zip(*writer.write(prompts, max_tokens, sampling, seed, stop), strict=True)
+    assert "".join(pieces) == states[-1][0].text
+    return states[-1]
+
+
+@pytest.fixture(scope="module")
+def plain_loop(run: LoadedRun):
+    """A function: token after token the most probable, by the whole model each time, and their log-probabilities."""
+    logits_of = jax.jit(lambda tokens: merge(run.plan.skeleton, run.params)(tokens)[0])
+
+    def loop(prompt: str, count: int) -> tuple[list[int], list[float]]:
+        tokens = [run.tokenizer.start_id, *run.tokenizer.encode(prompt).tolist()]
+        log_probabilities = []
+        for place in range(len(tokens) - 1, len(tokens) - 1 + count):
+            logits = logits_of(jnp.array([tokens + [0] * (32 - len(tokens))]))[place, :257]
+            tokens.append(int(logits.argmax()))
+            log_probabilities.append(float(jax.nn.log_softmax(logits)[tokens[-1]]))
+        return tokens[-count:], log_probabilities
+
+    return loop
+
+
+@pytest.mark.core
+def test_greedy_is_the_plain_loop(writer, run, plain_loop):
+    prompts = ["", "the License", "You"]
+    longest = 32 - len("the License")
+    continuations = written(writer, prompts, longest)
+    for prompt, continuation in zip(prompts, continuations, strict=True):
+        tokens, log_probabilities = plain_loop(prompt, longest)
+        assert continuation.tokens == tokens
+        np.testing.assert_allclose(continuation.log_probabilities, log_probabilities, atol=1e-4)
+        assert continuation.text == run.tokenizer.decode(tokens)
+        assert continuation.prompt == prompt
+
+
+def test_any_mesh_writes_the_same(writer, uninterrupted):
+    run = load_run(uninterrupted[0].run_dir, MeshConfig(data=2, fsdp=2, tensor=2))
+    other = Writer(run.plan, run.params, run.tokenizer, run.mesh)
+    prompts = ["the ", "License"]
+    assert [c.tokens for c in written(other, prompts, 20)] == [c.tokens for c in written(writer, prompts, 20)]
+
+
+@pytest.mark.core
+def test_the_seed_and_the_place_decide_and_not_the_company(writer):
+    alone = written(writer, ["the "], 20, WARM, seed=3)[0]
+    assert written(writer, ["the "], 20, WARM, seed=3)[0] == alone
+    assert written(writer, ["the "], 20, WARM, seed=4)[0].tokens != alone.tokens
+    both, others = (written(writer, ["the ", second], 20, WARM, seed=3) for second in ("You", "grant of"))
+    assert both[0] == others[0] == alone
+    assert both[1].tokens != others[1].tokens
+    twice = written(writer, ["the ", "the "], 20, WARM, seed=3)
+    assert twice[0].tokens != twice[1].tokens
+
+
+@pytest.mark.core
+def test_it_ends_at_the_end_token(run, plain_loop):
+    tokens, _ = plain_loop("", 20)
+    tokenizer = ByteTokenizer()
+    tokenizer.end_id = tokens[9]  # as if the model knew that byte as the end
+    ends = tokens.index(tokens[9])
+    continuation = written(Writer(run.plan, run.params, tokenizer, run.mesh), [""], 20)[0]
+    assert continuation.tokens == tokens[:ends]
+    assert len(continuation.log_probabilities) == ends
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "sentence"),
+    [
+        (0, "max_tokens=0 must be between 1 and 29, what the model's max_length=32 leaves; try 29"),
+        (30, "max_tokens=30 must be between 1 and 29"),
+        (-1, "max_tokens=-1 must be"),
+    ],
+)
+def test_more_than_there_is_room_for_is_refused(writer, max_tokens, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        written(writer, ["a", "abc"], max_tokens)
+    assert len(written(writer, ["abc"])[0].tokens) == 29, "by default what there is room for"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sampling", "sentence"),
+    [
+        (["x" * 32], GREEDY, "the prompt has 33 tokens, more than the model's max_length=32; shorten it"),
+        (["x"], Sampling(temperature=-1), "temperature=-1 must be"),
+        (["x"], Sampling(top_k=-1), "top_k=-1 must be"),
+        (["x"], Sampling(top_p=0), "top_p=0 must be"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(writer, prompts, sampling, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        written(writer, prompts, 1, sampling)
+
+
+def drawing(writer: Writer, monkeypatch: pytest.MonkeyPatch, *texts: bytes, chunk: int = 16) -> None:
+    """Makes the writer draw these bytes, a row each, and then end tokens."""
+    length = -(-max(map(len, texts)) // chunk) * chunk
+
+    def draw(*_: object):
+        rows = np.stack([np.frombuffer(text.ljust(length, b"\0"), np.uint8).astype(np.int32) for text in texts])
+        for row, text in enumerate(texts):
+            rows[row, len(text) :] = writer.tokenizer.end_id
+        for begin in range(0, length, chunk):
+            yield rows[:, begin : begin + chunk], np.zeros((len(texts), chunk), np.float32)
+
+    monkeypatch.setattr(writer, "_draw", draw)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_half_a_character_waits_for_its_other_half(writer, monkeypatch, chunk):
+    text = "한국어, 日本語, emoji 🦙 und Umlaute: äöü."
+    drawing(writer, monkeypatch, text.encode(), chunk=chunk)
+    pieces = [piece for piece, _ in writer.write([""], 1, GREEDY, 0)]
+    assert "".join(pieces) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    drawing(writer, monkeypatch, text.encode() + "語".encode()[:2], chunk=chunk)
+    assert written(writer, [""], 1)[0].text == text + "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_a_stop_ends_the_text_and_is_not_shown(writer, monkeypatch, chunk):
+    drawing(writer, monkeypatch, "하나.\n둘.\n\n셋".encode(), b"never stops", b"\n\nat once", chunk=chunk)
+    continuations = written(writer, ["", "", ""], 1, stop=["\n\n", "xyz"])
+    assert [continuation.text for continuation in continuations] == ["하나.\n둘.", "never stops", ""]
+    # The first of two stops counts, and what only looked like the beginning of one is shown.
+    drawing(writer, monkeypatch, b"aab aabc abcd", chunk=chunk)
+    assert written(writer, [""], 1, stop=["abcd", "bc"])[0].text == "aab aa"
+    drawing(writer, monkeypatch, b"ends with ab", chunk=chunk)
+    assert written(writer, [""], 1, stop=["abc"])[0].text == "ends with ab"
+
+
+def test_a_stop_within_a_token_drops_what_follows(writer, monkeypatch):
+    """A token of several bytes may hold a stop and, behind it, half a character."""
+    monkeypatch.setattr(
+        type(writer.tokenizer), "token_bytes", lambda self, token: b"a\n\xed" if token == 1 else bytes([token])
+    )
+    drawing(writer, monkeypatch, b"x\x01yz")
+    assert written(writer, [""], 1, stop=["\n"])[0].text == "xa"
+
+
+@pytest.mark.core
+def test_the_command_streams_one_prompt_and_returns_what_it_wrote(uninterrupted, plain_loop, capsys):
+    arguments = Arguments(uninterrupted[0].run_dir, ("the License",), max_tokens=12, temperature=0)
+    (value,) = generate(arguments, Console())
+    tokens, _ = plain_loop("the License", 12)
+    assert value["prompt"] == "the License"
+    assert value["tokens"] == tokens
+    assert len(value["log_probabilities"]) == 12
+    assert set(value) == {"prompt", "text", "tokens", "log_probabilities"}
+    assert capsys.readouterr().out == f"the License{value['text']}\n"
+
+
+def test_the_command_shows_probabilities_and_several_prompts(uninterrupted, capsys):
+    run_dir = uninterrupted[0].run_dir
+    values = generate(
+        Arguments(run_dir, ("the ", "You"), max_tokens=3, temperature=0, show_probabilities=True), Console()
+    )
+    shown = capsys.readouterr().out
+    for value in values:
+        assert repr(value["prompt"]) in shown
+        assert all(f"{np.exp(log_p):.2%}" in shown for log_p in value["log_probabilities"])
+    again = generate(Arguments(run_dir, ("the ", "You"), max_tokens=3, temperature=0), Console())
+    assert again == values
+    assert capsys.readouterr().out == f"the {values[0]['text']}\n\nYou{values[1]['text']}\n"
