@@ -230,7 +230,7 @@ def _matches(pattern: str) -> Iterable[str]:
 def _split_files(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     sizes = {part: epath.Path(part.path).stat().length for part in parts}
     root = os.path.commonpath([os.path.dirname(part.path) for part in parts])
-    names = {part: part.path[len(root) :] for part in parts}
+    names = {part: part.path[len(root) :].lstrip("/") for part in parts}
     # By a digest of the name within the folder: a new file leaves the others where they were, mostly.
     room = sum(sizes.values()) / 10
     held: set[Part] = set()

@@ -2,9 +2,10 @@
 
 Array names end in the letters of their axes, and einsum strings use the same capitals:
 
-    B batch            L query length      M key (memory) length D model            H query heads       G key/value
-    heads      K head size      R query heads a key/value head (H = G R) F feed-forward     V vocabulary        N layers
-    T cache length   C gate and up, the two halves of a gated layer
+    B batch           L query length         M key (memory) length      T cache length
+    D model           H query heads          G key/value heads          R query heads a key/value head (H = G R)
+    K head size       F feed-forward         V vocabulary               N layers
+    C the two halves, gate and up, of a gated layer
 
 The compute dtype is the dtype of the parameters that a model is called with: hand it bfloat16 parameters and it
 computes in bfloat16, with norm statistics, softmax and loss in float32.

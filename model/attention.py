@@ -1,6 +1,6 @@
-"""Multi-head attention (Vaswani et al.
+"""Multi-head attention (Vaswani and others, 2017).
 
-2017), with as many key/value heads as query heads, fewer (grouped-query, Ainslie et al. 2023), or one (multi-query).
+There are as many key/value heads as query heads, fewer (grouped-query: Ainslie and others, 2023), or one (multi-query).
 """
 
 from dataclasses import dataclass

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from model.attention import LayerCache
 from model.block import Block
 from model.decoder import Decoder
+from model.mask import MASKED
 from model.sharding import constrain
-
-_MASKED = -1e30
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,11 @@ def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.A
     logits_BV = logits_BV / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         least_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < least_B1, _MASKED, logits_BV)
+        logits_BV = jnp.where(logits_BV < least_B1, MASKED, logits_BV)
     if sampling.top_p < 1:
         falling_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
         p_BV = jax.nn.softmax(falling_BV, axis=-1)
         needed_BV = p_BV.cumsum(-1) - p_BV < sampling.top_p  # up to and including the token that reaches top_p
         least_B1 = jnp.where(needed_BV, falling_BV, jnp.inf).min(-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < least_B1, _MASKED, logits_BV)
+        logits_BV = jnp.where(logits_BV < least_B1, MASKED, logits_BV)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

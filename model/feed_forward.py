@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from model.config import StackConfig
 from model.parameters import normal, param, zeros
@@ -36,11 +35,11 @@ class FeedForward(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Each position's output, [B, L, D]."""
         if self.config.activation in GATED:
-            h_BLCF = checkpoint_name(einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...]), "mlp_in")
+            h_BLCF = einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...])
             h_BLCF = constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp")
             h_BLF = jax.nn.silu(h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
         else:
-            h_BLF = checkpoint_name(einsum("BLD,DF->BLF", x_BLD, self.up[...]), "mlp_in")
+            h_BLF = einsum("BLD,DF->BLF", x_BLD, self.up[...])
             h_BLF = constrain(h_BLF, "act_batch", "act_length", "act_mlp")
             h_BLF = gelu_tanh(h_BLF + self.up_bias[None, None] if self.config.use_bias else h_BLF)
         y_BLD = constrain(einsum("BLF,FD->BLD", h_BLF, self.down[...]), "act_batch", "act_length", "act_embed")

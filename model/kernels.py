@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from model.mask import Mask
+from model.mask import MASKED, Mask
 from model.sharding import constrain, spread
 
-_MASKED = -1e30  # finite, so that a row that may attend to nothing has no NaN
 _MAX_BLOCKS = 8
 
 
@@ -62,7 +61,7 @@ def _reference(q_BLGRK, k_BMGK, v_BMGK, mask: Mask):
 def _reference_parts(q_BLGRK, k_BMGK, v_BMGK, mask: Mask, drop: Callable | None):
     scores_BGRLM = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32)
     allowed_BLM = mask.allowed(q_BLGRK.shape[1], k_BMGK.shape[1])
-    scores_BGRLM = jnp.where(allowed_BLM[:, None, None], scores_BGRLM, _MASKED)
+    scores_BGRLM = jnp.where(allowed_BLM[:, None, None], scores_BGRLM, MASKED)
     p_BGRLM = jax.nn.softmax(scores_BGRLM, axis=-1)
     used_BGRLM = p_BGRLM if drop is None else drop(p_BGRLM)
     out = jnp.einsum("BGRLM,BMGK->BLGRK", used_BGRLM.astype(v_BMGK.dtype), v_BMGK, preferred_element_type=jnp.float32)
@@ -94,7 +93,7 @@ def _attend_block(q_BLGRK, k_BMGK, v_BMGK, allowed_BLM):
 
 def _attend_block_forward(q_BLGRK, k_BMGK, v_BMGK, allowed_BLM):
     scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32)
-    p_BGRLM = jax.nn.softmax(jnp.where(allowed_BLM[:, None, None], scores, _MASKED), axis=-1).astype(v_BMGK.dtype)
+    p_BGRLM = jax.nn.softmax(jnp.where(allowed_BLM[:, None, None], scores, MASKED), axis=-1).astype(v_BMGK.dtype)
     out = jnp.einsum("BGRLM,BMGK->BLGRK", p_BGRLM, v_BMGK, preferred_element_type=jnp.float32)
     return out.astype(q_BLGRK.dtype), (q_BLGRK, k_BMGK, v_BMGK, p_BGRLM)
 

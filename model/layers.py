@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.mask import MASKED
 from model.parameters import normal, ones, param, zeros
 from model.sharding import constrain, einsum
-
-_MASKED = -1e30  # a logit of probability zero that stays finite in float32 and bfloat16
 
 
 class Norm(nnx.Module):
@@ -115,7 +114,7 @@ class Embedding(nnx.Module):
         rows = logits_BLV.shape[-1]
         if rows == self.vocab_size:
             return logits_BLV
-        return jnp.where((jnp.arange(rows) < self.vocab_size)[None, None], logits_BLV, _MASKED)
+        return jnp.where((jnp.arange(rows) < self.vocab_size)[None, None], logits_BLV, MASKED)
 
 
 def padded(vocab_size: int, vocab_multiple: int) -> int:

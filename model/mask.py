@@ -6,6 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+MASKED = -1e30  # a score or logit of probability zero: finite, so that a row with nothing else in it has no NaN
+
 
 @partial(
     jax.tree_util.register_dataclass,

@@ -62,6 +62,8 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
     entries, used = [], set()
     for logical, dimension in zip(axes, shape, strict=True):
         size = 1 if logical is None else axis_size(mesh, logical)
+        if logical == "act_length" and dimension == 1:
+            size = 1  # one new token of each row, while decoding, lies whole
         if size == 1 or logical is None:
             entries.append(None)
             continue

@@ -1,9 +1,13 @@
 """Many processes as one run: the same command on every host."""
 
+import hashlib
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 _OPERATIONAL = {"operational": True}
 
@@ -39,8 +43,24 @@ def join(config: ClusterConfig) -> None:
         jax.distributed.initialize()
 
 
+def agree(**values: Any) -> None:
+    """Checks that all processes have the same of each named value; raises ValueError, on all of them, where not."""
+    if jax.process_count() == 1:
+        return
+    digests = [int(hashlib.sha256(repr(value).encode()).hexdigest()[:7], 16) for value in values.values()]
+    of_all = np.asarray(multihost_utils.process_allgather(np.array(digests, np.int32))).reshape(-1, len(digests))
+    differing = [name for name, column in zip(values, of_all.T, strict=True) if len(set(column.tolist())) > 1]
+    if differing:
+        raise ValueError(
+            f"the {jax.process_count()} processes of this run differ in {', '.join(differing)}; give all of them the "
+            "same command, the same text, and a run directory that all of them share"
+        )
+
+
 def _is_one_of_many() -> bool:
     """Whether the environment says so; JAX's own detection also asks metadata servers, which a laptop has not."""
+    if "JOB_COMPLETION_INDEX" in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
+        return True
     counts = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     return any(count.isdecimal() and int(count) > 1 for count in counts) or "," in os.environ.get(
         "TPU_WORKER_HOSTNAMES", ""

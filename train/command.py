@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import importlib
 import json
+import linecache
 import os
 import signal
 import sys
@@ -105,8 +106,10 @@ def _overview(group: str, commands: Mapping[str, Command]) -> str:
 
 def _is_ours(error: ValueError) -> bool:
     """Whether this project raised it, with a sentence for the user: raised by others it shows a mistake of ours."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return frames[-1][0].f_globals.get("__name__", "").split(".")[0] in _OURS
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    ours = frame.f_globals.get("__name__", "").split(".")[0] in _OURS
+    # Python's own functions raise it too, and have no frame: only a line that says "raise" has a sentence.
+    return ours and linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
 
 
 def _failure(error: Exception, console: Console) -> str:

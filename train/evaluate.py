@@ -51,18 +51,24 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
     run = load_run(arguments.run, arguments.mesh, console.say)
     source = _source(run, arguments.data)
     check_vocabulary(run.tokenizer, run.config.model.vocab_size)
-    window = arguments.window or min(run.config.data.max_length, run.config.model.max_length)
+    longest = min(run.config.data.max_length, run.config.model.max_length)
+    window = longest if arguments.window is None else arguments.window
     meter = PerplexityMeter(
         run.plan,
         CausalLM(run.config.objective),
         run.mesh,
         window=window,
-        stride=arguments.stride or window,
+        stride=window if arguments.stride is None else arguments.stride,
         batch_size=arguments.batch_size,
         precision=arguments.precision,
     )
     with console.progress("reading the text") as progress:
         corpus = prepare_corpus(source, run.tokenizer, progress)
+    if arguments.data.path is None and corpus.digest != run.record["held_out"]:
+        raise ValueError(
+            f"the held-out text of {run.config.data.path!r} is not what it was when {run.directory} was trained; "
+            "name the text with --data.path"
+        )
     with console.progress("scoring") as progress:
         score = meter.score(run.params, corpus, run.tokenizer, progress=progress)
     receipt = {
@@ -88,4 +94,8 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
 
 def _source(run: LoadedRun, text: TextConfig) -> Source:
     """The text that is named, or the run's own held-out text."""
-    return open_sources(run.config.data)[1] if text.path is None else open_source(text.path, text.text_column)
+    if text.path is not None:
+        return open_source(text.path, text.text_column)
+    if "held_out" not in run.record:
+        raise ValueError(f"{run.directory} was not trained here and has no held-out text; name one with --data.path")
+    return open_sources(run.config.data)[1]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class Arguments:
     stop: tuple[str, ...] = ()
     seed: int = 0
     show_probabilities: bool = False
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshConfig = MeshConfig()
 
 
@@ -122,6 +122,10 @@ class Writer:
         A text ends before a `stop`, or at the end token.
         """
         sampling.validate()
+        if "" in stop:
+            raise ValueError("a stop text is empty, and every text ends with it; give --stop TEXT")
+        if not prompts:
+            raise ValueError("there is no prompt; give --prompt TEXT, which may be empty")
         tokens = [
             np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32) for prompt in prompts
         ]

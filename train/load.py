@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -28,13 +29,17 @@ class LoadedRun:
 
     directory: RunDirectory
     config: RunConfig
-    tokenizer: Tokenizer
     plan: Blueprint
     params: Params
     step: int
     record: dict[str, Any]
     weights_digest: str
     mesh: Mesh
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer; raises ValueError where there is none, as in a folder imported without one."""
+        return load_tokenizer(self.directory.tokenizer)
 
 
 def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = lambda sentence: None) -> LoadedRun:
@@ -70,9 +75,7 @@ def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = 
         else:
             step, items, record = int(which), checkpoints.restore(int(which), abstract), checkpoints.record(int(which))
         digest = checkpoints.digest(step, "params")
-    return LoadedRun(
-        directory, config, load_tokenizer(directory.tokenizer), plan, items["params"], step, record, digest, mesh
-    )
+    return LoadedRun(directory, config, plan, items["params"], step, record, digest, mesh)
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,12 @@ class Source:
     tokenizer: Tokenizer
 
 
-def load_source(spec: str, report: Report = lambda sentence: None) -> Source:
+def load_source(spec: str, mesh_config: MeshConfig, report: Report = lambda sentence: None) -> Source:
     """The source that a user's RUN or Hugging Face folder names; raises ValueError where it is neither."""
     folder = epath.Path(spec)
     config = folder / "config.json"
     if config.is_file() and "architectures" in config.read_text() and not (folder / "checkpoints").is_dir():
         model, params, _ = import_folder(folder)
         return Source(model, {name: value.astype(np.float32) for name, value in params.items()}, load_tokenizer(folder))
-    run = load_run(spec, report=report)
+    run = load_run(spec, mesh_config, report)
     return Source(run.config.model, run.params, run.tokenizer)

@@ -53,7 +53,7 @@ def parameter_shardings(declared: Mapping[str, Declaration], mesh: Mesh | Abstra
     return {name: NamedSharding(mesh, partition_spec(d.axes, d.shape, mesh)) for name, d in declared.items()}
 
 
-def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, length: int) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, length: int, chunks: int = 1) -> None:
     """Raise ValueError, in one sentence, where a batch does not divide on the mesh."""
     replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
     if micro_batches < 1 or batch_size < 1:
@@ -65,10 +65,11 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, 
             f"{', '.join(f'{name}={size}' for name, size in mesh.shape.items())}; micro_batches={micro_batches}); "
             f"try {-(-batch_size // unit) * unit}"
         )
-    if length % context:
+    if length % (context * chunks):
+        parts = f"context={context}" + (f" x objective.loss_chunks={chunks}" if chunks > 1 else "")
         raise ValueError(
-            f"data.max_length={length} must be a multiple of the mesh's context={context}; "
-            f"try {-(-length // context) * context}"
+            f"data.max_length={length} must be a multiple of the mesh's {parts}; "
+            f"try {-(-length // (context * chunks)) * context * chunks}"
         )
 
 
@@ -79,13 +80,26 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
-    """The mesh in words: each axis, its size, and which dimensions of which things lie on it."""
-    dimensions = sorted({axis for d in declared.values() for axis in d.axes if axis} | {"act_batch", "act_length"})
-    words = []
-    for axis in (axis for axis, size in mesh.shape.items() if size > 1):
-        lying = [name.removeprefix("act_") for name in dimensions if axis in np.atleast_1d(RULES[name] or "")]
-        words.append(f"{axis} {mesh.shape[axis]} ({', '.join(lying)})")
-    return "mesh " + " x ".join(words) if words else "no mesh"
+    """The mesh in words: each axis, its size, what is split over it, and which key/value heads it replicates."""
+    lying = {
+        axis: {axis_of for axis_of in ("batch", "length") if axis in _mesh_axes(f"act_{axis_of}")}
+        for axis in mesh.shape
+    }
+    copied: set[str] = set()
+    for d in declared.values():
+        for logical, entry in zip(d.axes, partition_spec(d.axes, d.shape, mesh), strict=True):
+            for axis in _mesh_axes(logical) if logical and entry is None and axis_size(mesh, logical) > 1 else ():
+                copied.add(f"{logical} copied over {axis}")
+            for axis in np.atleast_1d(entry or []):
+                lying[axis].add(str(logical))
+    words = [f"{axis} {size} ({', '.join(sorted(lying[axis]))})" for axis, size in mesh.shape.items() if size > 1]
+    return "; ".join([f"mesh {' x '.join(words)}", *sorted(copied)]) if words else "no mesh"
+
+
+def _mesh_axes(logical: str) -> tuple[str, ...]:
+    """The mesh axes that RULES gives a logical axis."""
+    entry = RULES[logical]
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

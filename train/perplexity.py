@@ -83,10 +83,13 @@ class PerplexityMeter:
             raise ValueError(
                 f"stride={stride} must be at least 1 and at most window={window}, or tokens would be left out"
             )
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.mesh, self.window, self.stride = mesh, window, stride
         replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
         self._rows = math.ceil(batch_size / replicas) * replicas
-        self._length = math.ceil(window / context) * context
+        multiple = context * objective.config.loss_chunks
+        self._length = math.ceil(window / multiple) * multiple
         dtype = jnp.dtype(precision)
 
         def evaluate(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -103,8 +106,12 @@ class PerplexityMeter:
         *,
         limit: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> Score:
-        """Scores a corpus, or its first `limit` tokens; `progress` gets the tokens done and in all."""
+        """Scores a corpus, or its first `limit` tokens; `progress` gets the tokens done and in all.
+
+        `between` is called between batches: what it raises breaks the scoring off.
+        """
         total = corpus.num_tokens - corpus.num_documents
         total = min(limit, total) if limit else total
         if total == 0:
@@ -112,6 +119,7 @@ class PerplexityMeter:
         nats, tokens, waiting = 0.0, 0, None
         with jax.set_mesh(self.mesh):
             for batch in self._batches(corpus, total):
+                between()
                 placed = place_batch(
                     self.mesh, self._rows, lambda places, batch=batch: {n: a[places] for n, a in batch.items()}
                 )

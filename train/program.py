@@ -39,7 +39,7 @@ class Program:
 
         Raises ValueError for what the mesh does not divide.
         """
-        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length)
+        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length, config.objective.loss_chunks)
         plan = blueprint(config.model)
         trainable = trainable_names(plan.declared, config.freeze)
         schedule = make_schedule(config.optimizer, config.steps)
@@ -53,7 +53,8 @@ class Program:
         shardings = shardings_of(self.abstract)
         with jax.set_mesh(self.mesh):
             if params is not None:
-                return jax.jit(start, out_shardings=shardings)(params)
+                placed = {name: jax.device_put(value, shardings.params[name]) for name, value in params.items()}
+                return jax.jit(start, out_shardings=shardings)(placed)
             return jax.jit(lambda: start(self.plan.init(self.config.seed)), out_shardings=shardings)()
 
     def compile_step(self, row: Mapping[str, np.ndarray]) -> Any:

@@ -46,13 +46,31 @@ def announce(console: Console, program: Program, dataset: Dataset, rows: int, co
     console.table(config.name, ("", ""), list(shown.items()))
 
 
-def open_profile(config: ProfileConfig, run: RunDirectory, step: int) -> AbstractContextManager[Any]:
-    """What surrounds the step after `step`: its name in an XProf trace, begun and ended as configured."""
-    if config.steps and step == config.start:
-        jax.profiler.start_trace(str(run.tensorboard))
-    if config.steps and step == config.start + config.steps:
-        jax.profiler.stop_trace()
-    return jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
+class Profile:
+    """While entered, writes an XProf trace of the configured steps into the run's tensorboard folder."""
+
+    def __init__(self, config: ProfileConfig, run: RunDirectory):
+        self._config, self._folder, self._tracing = config, str(run.tensorboard), False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def of(self, step: int) -> AbstractContextManager[Any]:
+        """What surrounds a step: its name in the trace."""
+        if step == self._config.start + self._config.steps:
+            self._stop()
+        elif step == self._config.start and self._config.steps:
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def _stop(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
 
 
 def step_bytes(compiled: Any) -> int:
@@ -107,7 +125,8 @@ class StepReport:
         if row["learning/nonfinite_in_row"] >= self._config.nonfinite_limit:
             raise Diverged(
                 f"the last {row['learning/nonfinite_in_row']} steps up to {row['step']} had gradients that were not "
-                "finite; go on from an earlier checkpoint with a lower --optimizer.learning-rate"
+                "finite; start anew, or --from RUN/checkpoints/STEP in another --run-dir, with a lower "
+                "--optimizer.learning-rate"
             )
 
     def restart_clock(self) -> None:

@@ -49,11 +49,13 @@ class RunDirectory:
         return self.config.is_file()
 
     def create(self) -> None:
-        """Makes the folder where it is missing; raises ValueError where a file stands in its place."""
+        """Makes the folder where it is missing; raises ValueError where it cannot be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"{self.path} cannot be a run directory: a file stands in its place") from error
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be made: {error.strerror}; give another --run-dir") from error
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes config.json, whole or not at all."""

@@ -39,6 +39,16 @@ class StopRequest:
         if jax.process_count() > 1:
             signal.raise_signal(signal.SIGTERM)
 
+    @property
+    def heard(self) -> Stopped | None:
+        """Whether to stop at once what is done between steps; never one of many processes, which have to agree."""
+        return Stopped(self._signum) if jax.process_count() == 1 and self._signum is not None else None
+
+    def break_off(self) -> None:
+        """Raises Stopped where a signal was heard."""
+        if self.heard:
+            raise self.heard
+
     def at(self, step: int) -> Stopped | None:
         """Whether to stop after `step`: on many hosts the same answer at the same step on each of them."""
         if jax.process_count() > 1:

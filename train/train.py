@@ -13,19 +13,19 @@ if (
 
     sys.exit(dispatch(["train", *sys.argv[1:]]))
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import jax
-import numpy as np
 
 from data.dataset import Dataset, prepare_dataset
 from data.loader import Loader, prefetch
 from data.packing import ConcatenatedRows
 from data.tokenizer import load_tokenizer
 from model.decode import Sampling
+from model.parameters import Params
 from train.checkpoint import Checkpoints
-from train.cluster import join
+from train.cluster import agree, join
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
 from train.generate import Writer, room_after
@@ -34,9 +34,9 @@ from train.mesh import make_mesh, place_batch
 from train.metrics import Metrics, ProgressLine
 from train.perplexity import PerplexityMeter, summary, unigram_score
 from train.program import Program
-from train.report import StepReport, announce, open_profile
+from train.report import Profile, StepReport, announce
 from train.run_directory import RunDirectory
-from train.signals import StopRequest
+from train.signals import Stopped, StopRequest
 from train.state import TrainState
 
 
@@ -53,10 +53,10 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     if config.init_from and resumes:
         config = with_model(config, from_json(RunConfig, run.read_config(), str(run.config)).model)
     elif config.init_from:
-        source = load_source(config.init_from, console.say)
+        source = load_source(config.init_from, config.mesh, console.say)
         config = with_model(config, source.model)
-    config = resolve(config)
     validate(config)
+    config = resolve(config)
     program = Program.of(config, make_mesh(config.mesh))
     if resumes:
         _refuse_other_configuration(run, config)
@@ -73,20 +73,26 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     with ExitStack() as open_things:
         lock_is_ours = open_things.enter_context(run.lock())
         console.write_traceback = run.write_traceback
+        if run.exists() != resumes:
+            raise ValueError(f"another process began {run} in this moment; the same command goes on with it")
         checkpoints = open_things.enter_context(Checkpoints(run.checkpoints, config.checkpoint, writer=True))
 
         # Where the run stands, in this order: its newest checkpoint that verifies; the weights that it starts from;
         # fresh weights.
+        if resumes and checkpoints.steps() == [0]:
+            raise ValueError(f"{run} holds imported weights; train them with --from {run} and another --run-dir")
         newest = checkpoints.newest(_items(program.abstract), console.say) if resumes else None
         if newest:
             step, items, record = newest
             state = TrainState(**items["progress"], params=items["params"], opt_state=items["opt_state"])
             _refuse_other_data(record, dataset, config)
         else:
-            step, record = 0, {}
+            step, items, record = 0, {}, {}
             if config.init_from and resumes:  # it ended before its first checkpoint
-                source = load_source(config.init_from, console.say)
+                source = load_source(config.init_from, config.mesh, console.say)
             state = program.first_state(source.params if source else None)
+        source = None  # frees the weights that it starts from
+        agree(step=step, data=dataset.digest, configuration=to_json(config))
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
             console.say(f"{run}: nothing left to do, {step} of {config.steps} steps are done")
@@ -94,9 +100,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with console.progress("compiling the step"):
-            compiled = program.compile_step(
-                {name: array[0] for name, array in rows.take(np.zeros(1, np.int64)).items()}
-            )
+            compiled = program.compile_step({name: array[0] for name, array in loader.rows_for(0, range(1)).items()})
         announce(
             console,
             program,
@@ -123,30 +127,36 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             stride=window,
             batch_size=config.batch_size // config.micro_batches,
         )
+        profile = open_things.enter_context(Profile(config.profile, run))
+
+        def evaluate(params: Params, limit: int) -> dict[str, Any]:
+            """The figures of the held-out text; none where a signal breaks the evaluation off."""
+            held_out, tokenizer = dataset.valid, dataset.tokenizer
+            with suppress(Stopped):
+                return meter.score(params, held_out, tokenizer, limit=limit, between=stop_request.break_off).figures()
+            return {}
 
         def make_batch(position: int) -> dict[str, jax.Array]:
             return place_batch(program.mesh, config.batch_size, lambda places: loader.rows_for(position, places))
 
         positions = range(begin, begin + (last - step) * config.batch_size, config.batch_size)
         for position, batch in zip(positions, prefetch(make_batch, positions), strict=True):
-            with open_profile(config.profile, run, step):
-                state, step_metrics = compiled(state, batch)
             step += 1
+            with profile.of(step):
+                state, step_metrics = compiled(state, batch)
             report.after(step, step_metrics)
             checkpoints.check()
             lock_is_ours()
 
-            stopped = stop_request.at(step)
-            evaluates = not stopped and (step == last or (config.evaluate.every and step % config.evaluate.every == 0))
-            saves = stopped or step == last or step % config.checkpoint.every == 0
-            if evaluates or saves:
+            evaluates = step == last or (config.evaluate.every and step % config.evaluate.every == 0)
+            stopped, figures = stop_request.at(step), {}
+            if stopped or evaluates or step % config.checkpoint.every == 0:
                 report.settle(step, step_metrics)
-                figures = {}
-                if evaluates:
-                    limit = config.evaluate.tokens if step < last else 0
-                    figures = meter.score(state.params, dataset.valid, dataset.tokenizer, limit=limit).figures()
+                if evaluates and not stopped:
+                    figures = evaluate(state.params, config.evaluate.tokens)
+                    stopped = stop_request.heard
                 report.write(figures)
-                if saves:
+                if stopped or step == last or step % config.checkpoint.every == 0:
                     metrics.flush()  # rows up to a step are durable before its checkpoint commits
                     record = _record(config, dataset, step, position + config.batch_size, report.loss, figures)
                     checkpoints.save(step, _items(state), record)
@@ -156,8 +166,13 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 line.note(f"stopped after step {step}, saved; the same command goes on from here")
                 raise stopped
         checkpoints.wait()
+        if config.evaluate.tokens:  # the curve was drawn on a part of the held-out text; at the end all of it counts
+            record |= {"figures": evaluate(state.params, 0)}
+        stop_request.break_off()
 
-    _farewell(console, run, program, state, dataset, record)
+    params = state.params
+    del state, items  # the sample needs no optimizer
+    _farewell(console, run, program, params, dataset, record["figures"])
     return _result(run, config, record)
 
 
@@ -178,6 +193,7 @@ def _record(
         "tokens": examples_seen * config.data.max_length,
         "loss": loss,
         "data": dataset.digest,
+        "held_out": dataset.valid.digest,
         "tokenizer": dataset.tokenizer.digest,
         "evaluation": figures.get("nats_per_token"),
         "figures": figures,
@@ -205,16 +221,16 @@ def _refuse_other_data(record: dict[str, Any], dataset: Dataset, config: RunConf
 
 
 def _farewell(
-    console: Console, run: RunDirectory, program: Program, state: TrainState, dataset: Dataset, record: dict[str, Any]
+    console: Console, run: RunDirectory, program: Program, params: Params, dataset: Dataset, figures: dict[str, Any]
 ) -> None:
     """The held-out figures beside a unigram model's, a sample to read, and what to try next."""
     config = program.config
-    if record["figures"]:
+    if figures:
         unigram = unigram_score(dataset.train, dataset.valid, dataset.tokenizer.vocab_size).figures()
-        console.say(f"held-out text: {summary(record['figures'])}")
+        console.say(f"held-out text: {summary(figures)}")
         console.say(f"a unigram model of the same tokens: {unigram['bits_per_byte']:.3f} bits a byte")
     if config.sample.tokens:
-        writer = Writer(program.plan, state.params, dataset.tokenizer, program.mesh)
+        writer = Writer(program.plan, params, dataset.tokenizer, program.mesh)
         sampling = Sampling(config.sample.temperature)
         room = room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
         console.say("\nwhat it writes:\n")

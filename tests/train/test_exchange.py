@@ -66,7 +66,6 @@ def test_an_imported_run_is_a_run(uninterrupted, imported, licence):
         assert checkpoints.steps() == [0]
 
 
-@pytest.mark.core
 def test_an_imported_run_exports_the_same_files(exported, imported, tmp_path):
     receipt = export_main(ExportArguments(str(imported), str(tmp_path / "again")), Console())
     assert set(receipt) >= {"path", "architecture", "parameters", "max_logit_difference"}
@@ -91,7 +90,6 @@ def test_a_narrow_export_comes_back_as_narrow(uninterrupted, tmp_path, capsys):
     assert f"imported {folder} as {run}: GPT2LMHeadModel" in shown
 
 
-@pytest.mark.core
 def test_a_target_that_is_not_empty_is_refused(uninterrupted, exported, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     refusal = f"{tmp_path} already exists and is not an empty folder"
@@ -107,7 +105,6 @@ def test_a_target_that_is_not_empty_is_refused(uninterrupted, exported, tmp_path
     assert RunDirectory(tmp_path / "empty").exists()
 
 
-@pytest.mark.core
 def test_what_is_no_run_is_refused(uninterrupted, exported, tmp_path):
     for spec, sentence in [
         (tmp_path / "nowhere", "there is no run directory"),
@@ -120,7 +117,6 @@ def test_what_is_no_run_is_refused(uninterrupted, exported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -142,7 +138,6 @@ def test_a_foreign_folder_is_refused_and_leaves_no_trace(exported, tmp_path, cha
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.core
 def test_damaged_weights_are_refused(exported, tmp_path):
     folder = Path(shutil.copytree(exported, tmp_path / "folder"))
     data = (folder / "model.safetensors").read_bytes()

@@ -72,7 +72,6 @@ def test_any_mesh_writes_the_same(writer, uninterrupted):
     assert [c.tokens for c in written(other, prompts, 20)] == [c.tokens for c in written(writer, prompts, 20)]
 
 
-@pytest.mark.core
 def test_the_seed_and_the_place_decide_and_not_the_company(writer):
     alone = written(writer, ["the "], 20, WARM, seed=3)[0]
     assert written(writer, ["the "], 20, WARM, seed=3)[0] == alone
@@ -84,7 +83,6 @@ def test_the_seed_and_the_place_decide_and_not_the_company(writer):
     assert twice[0].tokens != twice[1].tokens
 
 
-@pytest.mark.core
 def test_it_ends_at_the_end_token(run, plain_loop):
     tokens, _ = plain_loop("", 20)
     tokenizer = ByteTokenizer()
@@ -171,7 +169,6 @@ def test_a_stop_within_a_token_drops_what_follows(writer, monkeypatch):
     assert written(writer, [""], 1, stop=["\n"])[0].text == "xa"
 
 
-@pytest.mark.core
 def test_the_command_streams_one_prompt_and_returns_what_it_wrote(uninterrupted, plain_loop, capsys):
     arguments = Arguments(uninterrupted[0].run_dir, ("the License",), max_tokens=12, temperature=0)
     (value,) = generate(arguments, Console())

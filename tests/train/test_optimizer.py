@@ -32,7 +32,6 @@ def falling(fraction: float, of: float = 0.1) -> float:
     return PEAK * (1 - (1 - of) * fraction)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("schedule", "after_warmup"),
     [
@@ -49,7 +48,6 @@ def test_schedules_have_their_closed_forms(schedule, after_warmup):
     assert rates(rate, (9, 10)).tolist() == [PEAK, PEAK]
 
 
-@pytest.mark.core
 def test_noam_rises_and_falls_with_the_square_root():
     rate = make_schedule(OptimizerConfig(learning_rate=PEAK, schedule="noam", warmup_steps=10), 1000)
     np.testing.assert_allclose(rates(rate, (0, 4, 9, 39, 999)), [0.05, 0.25, 0.5, 0.25, 0.05], rtol=1e-6)
@@ -142,7 +140,6 @@ def test_sgd_has_momentum():
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("decayed", [("matrix",), ("matrix", "embedding"), ()])
 def test_decay_follows_the_declared_kind_and_nothing_else(name, decayed):
@@ -156,7 +153,6 @@ def test_decay_follows_the_declared_kind_and_nothing_else(name, decayed):
         np.testing.assert_allclose(updates[parameter], expected, rtol=1e-6, err_msg=parameter)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("field", "value"),
     [

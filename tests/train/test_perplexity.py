@@ -137,7 +137,6 @@ def test_it_is_the_plain_computation(plan, params, corpus, texts, plain_nats, me
     assert measured.nats / measured.tokens > math.log(400), "fresh weights are sure, and wrong"
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("limit", [1, 100, 1000])
 def test_a_limit_scores_the_first_tokens(plan, params, corpus, texts, plain_nats, limit):
     expected = plain_nats(texts, 32, 32, ByteTokenizer())[:limit]
@@ -168,13 +167,11 @@ def test_bytes_and_words_of_a_part_of_a_document(plan, params, plain_nats, tmp_p
     assert figures["perplexity"] == pytest.approx(math.exp(figures["nats_per_token"]))
 
 
-@pytest.mark.core
 def test_figures_beyond_any_number_are_infinite():
     figures = Score(nats=1e6, tokens=10, bytes=10, words=0).figures()
     assert (figures["perplexity"], figures["word_perplexity"]) == (math.inf, math.inf)
 
 
-@pytest.mark.core
 def test_the_unigram_model_is_counted(tmp_path):
     def corpus(name: str, *lines: str) -> Corpus:
         path = tmp_path / f"{name}.jsonl"
@@ -232,7 +229,6 @@ def test_other_text_and_windows_are_what_is_asked_for(uninterrupted, licence):
     assert receipt["digests"]["text"] == corpus.digest
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [("a.txt", "", "no text"), ("a.jsonl", '{"text": ""}\n', "no text"), ("b.csv", "a,b", "suffix that is not read")],

@@ -28,7 +28,6 @@ def test_recipes_divide_on_the_meshes_they_name(name):
             partition_spec(declaration.axes, declaration.shape, mesh)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_whole_runs(name):
     config = resolve(find_recipe(name))

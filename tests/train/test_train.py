@@ -168,7 +168,6 @@ def test_flipped_bits_are_found_and_the_run_goes_on_from_before(small, run, caps
     assert state_digests(run, 10) == state_digests(uninterrupted[0].run_dir, 10)
 
 
-@pytest.mark.core
 def test_where_every_checkpoint_is_damaged_each_is_named(small, run):
     flip_bits(run, 3)
     shutil.rmtree(run / "checkpoints" / "6" / "opt_state")
@@ -300,7 +299,6 @@ def test_it_learns(tiny_llama, small, licence, tmp_path, capsys):
     assert from_json(RunConfig, RunDirectory(tmp_path).read_config()).steps == 80
 
 
-@pytest.mark.core
 def test_what_diverges_ends_with_the_step(small, tmp_path):
     with pytest.raises(Diverged, match="the last 3 steps up to 4 had gradients that were not finite"):
         train(small, tmp_path, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0), nonfinite_limit=3)
@@ -332,7 +330,6 @@ def test_what_is_refused_leaves_no_trace(small, tmp_path, field, value, sentence
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [(b"", "no text|too small"), (b"\x00\x01" * 99, "not text"), (b"\xff" * 99, "not UTF-8")],

@@ -1,6 +1,6 @@
-"""Next-token prediction (Radford et al. 2018), with an optional z-loss on the softmax's normaliser (Chowdhery et al.
+"""Next-token prediction (Radford and others, 2018).
 
-2022).
+An optional z-loss keeps the softmax's normaliser near 1 (Chowdhery and others, 2022).
 """
 
 from dataclasses import dataclass, field
