@@ -14,6 +14,7 @@ if (
     sys.exit(dispatch(["train", *sys.argv[1:]]))
 
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from data.tokenizer import load_tokenizer
 from model.decode import Sampling
 from model.parameters import Params
 from train.checkpoint import Checkpoints
-from train.cluster import agree, join
+from train.cluster import ClusterConfig, agree, join
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
 from train.generate import Writer, room_after
@@ -92,7 +93,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 source = load_source(config.init_from, config.mesh, console.say)
             state = program.first_state(source.params if source else None)
         source = None  # frees the weights that it starts from
-        agree(step=step, data=dataset.digest, configuration=to_json(config))
+        agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
             console.say(f"{run}: nothing left to do, {step} of {config.steps} steps are done")
