@@ -3,6 +3,9 @@
 Each row runs in a process of its own (child.py), on one core and on all; in it the systems take turns. Every figure is
 shown as minimum, median and maximum over the turns. Ratios are of our time to theirs in the same turn: below 1 we are
 faster. CPU time is that of all threads together, and suffers less from what else the machine is doing.
+
+The allocator is set as `jumok` sets it for its users. PyTorch shares the process, hence the setting, which makes it 7 %
+slower on the smallest model and does nothing to it on larger ones; JUMOK_NO_MALLOPT=1 leaves the allocator alone.
 """
 
 import argparse
@@ -57,13 +60,15 @@ def main() -> int:
 
     console, cores = Console(), sorted(os.sched_getaffinity(0))
     machine = _run(cores, 1, "machine:")
-    machine["malloc"] = "left alone" if os.environ.get("JUMOK_NO_MALLOPT") else "for all systems as jumok sets it"
-    console.say(
-        f"{_processor()}, {len(cores)} cores; {machine['device']}; {machine['versions']}; malloc {machine['malloc']}"
-    )
+    if "failed" in machine:
+        return 1
+    on_cpu = machine["platform"] == "cpu"
+    kept = on_cpu and not os.environ.get("JUMOK_NO_MALLOPT")
+    machine |= {"processor": _processor(), "malloc": "as jumok sets it, for every system" if kept else "left alone"}
+    console.say("{processor}; {device}; {versions}; malloc {malloc}".format(**machine))
     if "torch" not in machine["versions"]:
         console.say("PyTorch is not installed (the extra `parity` has it): our own figures only")
-    on_cpu = machine["platform"] == "cpu"
+    console.say("every figure: minimum, median and maximum over the turns")
     found = []
     for name, row in chosen.items():
         one, every = cores[-1:], [cores] if len(cores) > 1 and not row.one_core else []
@@ -106,7 +111,8 @@ def _others(cores: list[int]) -> float:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _show(console: Console, result: dict[str, Any], with_cpu: bool) -> None:
@@ -115,24 +121,25 @@ def _show(console: Console, result: dict[str, Any], with_cpu: bool) -> None:
         if reason in result:
             console.say(f"\n{title}: {reason.replace('_', ' ')}: {result[reason]}")
             return
-    clocks = {"cpu": "our / its CPU-s", "wall": "our / its s"} if with_cpu else {"wall": "our / its s"}
+    clocks = ["cpu", "wall"] if with_cpu else ["wall"]
     columns = [column for column in result["columns"] if column[1] in clocks]
+    ratios = {"cpu": "our / its CPU-s", "wall": "our / its s"} if len(result["samples"]) > 1 else {}
+    headers = ["", *(header for header, _, _ in columns), *(ratios[clock] for clock in clocks if ratios)]
     ours, table = result["samples"]["jumok"], []
     for system, theirs in result["samples"].items():
         cells = [[amount / s if amount else s * 1e3 for s in theirs[clock]] for _, clock, amount in columns]
         if system != "jumok":
             cells += [[a / b for a, b in zip(ours[clock], theirs[clock], strict=True)] for clock in clocks]
         shown = [" ".join(f"{_short(f(cell)):>5}" for f in (min, statistics.median, max)) for cell in cells]
-        table.append([system, *shown, *[""] * (len(columns) + len(clocks) - len(shown))])
+        table.append([system, *shown, *[""] * (len(headers) - len(shown) - 1)])
     console.say()
-    console.table(f"{title}: {result['what']}", ["", *(c[0] for c in columns), *clocks.values()], table)
+    console.table(f"{title}: {result['what']}", headers, table)
     if agreement := result.get("agreement"):
         console.say(agreement)
     if result["others"] > _BUSY:
-        console.say(
-            f"disturbed: other programs took {result['others']:.1f} cores"
-            + "; PyTorch's threads spin while they wait for each other, and suffer most" * (result["cores"] > 1)
-        )
+        spinning = "; PyTorch's threads, which wait for each other by spinning, suffer most"
+        several = result["cores"] > 1 and len(result["samples"]) > 1
+        console.say(f"disturbed: other programs took {result['others']:.1f} cores{spinning if several else ''}")
 
 
 def _short(value: float) -> str:

@@ -165,9 +165,9 @@ def load(packing: Any) -> dict[str, Any]:
 
         read, windows = torch.utils.data.DataLoader, Windows(range((len(stream) - 1) // length))
         batches = (batch for _ in count() for batch in read(windows, rows, shuffle=True, drop_last=True))
-        systems["torch DataLoader"] = partial(next, batches)
+        systems["torch DataLoader"] = partial(next, batches)  # tokens and targets alone
     return {
-        "what": f"{rows} x {length} tokens a batch, {packing} (torch: tokens and targets alone)",
+        "what": f"{rows} x {length} tokens a batch, {packing}",
         "systems": systems,
         "columns": [
             ("rows / CPU-s", "cpu", rows),

@@ -250,3 +250,16 @@ def test_every_field_of_a_run_is_a_plain_value():
 
     for recipe in RECIPES.values():
         assert all(isinstance(leaf, int | float | str | bool | tuple | None) for leaf in leaves(recipe()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model_dim": 65, "num_heads": 8}, r"model_dim=65 must be a multiple of model.num_heads=8; try model_dim 72"),
+        ({"num_heads": 0}, r"model.num_heads=0 must be at least 1"),
+    ],
+)
+def test_what_follows_from_other_fields_is_checked_before_it_is_filled_in(changes, sentence):
+    config = find_recipe("smoke")
+    with pytest.raises(ValueError, match=sentence):
+        validate(dataclasses.replace(config, model=dataclasses.replace(config.model, **changes)))

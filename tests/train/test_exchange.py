@@ -146,3 +146,15 @@ def test_damaged_weights_are_refused(exported, tmp_path):
         with pytest.raises(ValueError, match=f"^{folder}: model.safetensors"):
             import_main(ImportArguments(str(folder), str(tmp_path / "run")), Console())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_tokenizer_is_carried(exported, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(exported / name, bare / name)
+    import_main(ImportArguments(str(bare), str(tmp_path / "run")), Console())
+    export_main(ExportArguments(str(tmp_path / "run"), str(tmp_path / "again")), Console())
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"tokenizer"):
+        generate(Arguments(str(tmp_path / "run")), Console())

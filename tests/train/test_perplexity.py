@@ -239,3 +239,11 @@ def test_text_that_is_none_is_refused(uninterrupted, tmp_path, name, content, se
         evaluate.main(
             evaluate.Arguments(str(uninterrupted[0].run_dir), evaluate.TextConfig(str(tmp_path / name))), Console()
         )
+
+
+def test_chunks_of_the_loss_need_not_divide_a_window(plan, params, corpus, texts, plain_nats):
+    meter = PerplexityMeter(
+        plan, CausalLM(CausalLMConfig(loss_chunks=8)), make_mesh(ONE_AXIS), window=19, stride=19, batch_size=8
+    )
+    expected = plain_nats(texts, 19, 19, ByteTokenizer())
+    assert meter.score(params, corpus, ByteTokenizer()).nats == pytest.approx(expected.sum(), rel=1e-6)

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from data.dataset import DataConfig
+from train import evaluate
 from train.checkpoint import CheckpointConfig, Checkpoints
-from train.config import EvaluateConfig, LogConfig, RunConfig, SampleConfig, from_json, to_json
+from train.config import EvaluateConfig, LogConfig, ProfileConfig, RunConfig, SampleConfig, from_json, to_json
 from train.console import Console
 from train.exchange import ExportArguments, export_main
 from train.load import load_run
 from train.mesh import MeshConfig
 from train.optimizer import OptimizerConfig
+from train.perplexity import PerplexityMeter
 from train.report import Diverged, StepReport
 from train.run_directory import RunDirectory
 from train.signals import Stopped
@@ -340,3 +342,48 @@ def test_text_that_is_none_is_refused_and_leaves_no_trace(small, tmp_path, conte
     with pytest.raises(ValueError, match=sentence):
         train(with_value(small, "data.path", str(text)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_breaks_an_evaluation_off(small, tmp_path, monkeypatch):
+    score = PerplexityMeter.score
+
+    def ask_and_score(self, *arguments, between, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, *arguments, between=between, **options)
+
+    monkeypatch.setattr(PerplexityMeter, "score", ask_and_score)
+    with pytest.raises(Stopped):
+        train(small, tmp_path, steps=3, evaluate=EvaluateConfig(every=2))
+    assert saved_steps(tmp_path) == [2]
+    assert "eval/nats_per_token" not in rows(tmp_path)[-1]
+
+
+def test_evaluations_that_choose_the_best_score_the_same_text(small, tmp_path):
+    every = {"checkpoint": CheckpointConfig(every=2, keep_last=9), "evaluate": EvaluateConfig(every=2, tokens=50)}
+    result = train(small, tmp_path, steps=5, **every)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert [checkpoints.record(step)["figures"]["tokens"] for step in checkpoints.steps()] == [50, 50, 50]
+    assert result["evaluation"]["tokens"] > 50, "at the end, all of the held-out text counts"
+
+
+def test_a_sample_is_written_on_a_context_mesh(small, tmp_path, capsys):
+    train(small, tmp_path, steps=1, mesh=MeshConfig(data=4, context=2), sample=SampleConfig(tokens=4))
+    assert "what it writes" in capsys.readouterr().out
+
+
+def test_a_profile_that_a_restart_cuts_in_two(small, tmp_path):
+    profile = ProfileConfig(start=2, steps=3)
+    train(small, tmp_path, steps=6, stop_after=3, profile=profile)
+    train(small, tmp_path, steps=6, profile=profile)
+    assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
+def test_held_out_text_that_changed_is_not_scored_as_if_it_had_not(small, licence, tmp_path):
+    text = shutil.copy(licence, tmp_path / "text.jsonl")
+    train(small, tmp_path / "run", steps=1, data=DataConfig(path=str(text), max_length=32))
+    assert evaluate.main(evaluate.Arguments(str(tmp_path / "run")), Console())["tokens"] > 0
+    text.write_text(text.read_text() * 2)
+    with pytest.raises(
+        ValueError, match=r"the held-out text of .* is not what it was .*; name the text with --data.path"
+    ):
+        evaluate.main(evaluate.Arguments(str(tmp_path / "run")), Console())
