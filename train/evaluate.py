@@ -11,7 +11,7 @@ from data.sources import Source, open_source
 from train.console import Console
 from train.load import LoadedRun, load_run
 from train.mesh import MeshConfig
-from train.objectives.causal_lm import CausalLM
+from train.objectives.table import make_objective
 from train.perplexity import DEFINITION, PerplexityMeter
 
 
@@ -55,7 +55,7 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
     window = longest if arguments.window is None else arguments.window
     meter = PerplexityMeter(
         run.plan,
-        CausalLM(run.config.objective),
+        make_objective(run.config.objective),
         run.mesh,
         window=window,
         stride=window if arguments.stride is None else arguments.stride,

@@ -53,7 +53,9 @@ def parameter_shardings(declared: Mapping[str, Declaration], mesh: Mesh | Abstra
     return {name: NamedSharding(mesh, partition_spec(d.axes, d.shape, mesh)) for name, d in declared.items()}
 
 
-def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, length: int, chunks: int = 1) -> None:
+def check_batch(
+    mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, length: int, length_multiple: int = 1
+) -> None:
     """Raise ValueError, in one sentence, where a batch does not divide on the mesh."""
     replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
     if micro_batches < 1 or batch_size < 1:
@@ -65,11 +67,11 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, micro_batches: int, 
             f"{', '.join(f'{name}={size}' for name, size in mesh.shape.items())}; micro_batches={micro_batches}); "
             f"try {-(-batch_size // unit) * unit}"
         )
-    if length % (context * chunks):
-        parts = f"context={context}" + (f" x objective.loss_chunks={chunks}" if chunks > 1 else "")
+    if length % (context * length_multiple):
+        parts = f"context={context}" + (f" x the objective's {length_multiple}" if length_multiple > 1 else "")
         raise ValueError(
             f"data.max_length={length} must be a multiple of the mesh's {parts}; "
-            f"try {-(-length // (context * chunks)) * context * chunks}"
+            f"try {-(-length // (context * length_multiple)) * context * length_multiple}"
         )
 
 

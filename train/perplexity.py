@@ -21,7 +21,7 @@ from data.tokenizer import Tokenizer
 from model.parameters import Params, merge
 from model.sharding import axis_size
 from train.mesh import place_batch, replicated
-from train.objectives.causal_lm import CausalLM
+from train.objectives.objective import Objective
 from train.state import Blueprint
 
 DEFINITION = (
@@ -68,7 +68,7 @@ class PerplexityMeter:
     def __init__(
         self,
         plan: Blueprint,
-        objective: CausalLM,
+        objective: Objective,
         mesh: Mesh,
         *,
         window: int,
@@ -88,7 +88,7 @@ class PerplexityMeter:
         self.mesh, self.window, self.stride = mesh, window, stride
         replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
         self._rows = math.ceil(batch_size / replicas) * replicas
-        multiple = context * objective.config.loss_chunks
+        multiple = context * objective.length_multiple
         self._length = math.ceil(window / multiple) * multiple
         dtype = jnp.dtype(precision)
 

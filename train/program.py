@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from model.parameters import Params
 from train.config import RunConfig
 from train.mesh import batch_sharding, check_batch, replicated
-from train.objectives.causal_lm import CausalLM
+from train.objectives.objective import Objective
+from train.objectives.table import make_objective
 from train.optimizer import make_optimizer, make_schedule
 from train.state import Blueprint, TrainState, abstract_state, blueprint, initial_state, shardings_of, trainable_names
 from train.step import make_step
@@ -27,7 +28,7 @@ class Program:
     config: RunConfig
     mesh: Mesh
     plan: Blueprint
-    objective: CausalLM
+    objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     trainable: tuple[str, ...]
@@ -39,13 +40,14 @@ class Program:
 
         Raises ValueError for what the mesh does not divide.
         """
-        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length, config.objective.loss_chunks)
+        objective = make_objective(config.objective)
+        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length, objective.length_multiple)
         plan = blueprint(config.model)
         trainable = trainable_names(plan.declared, config.freeze)
         schedule = make_schedule(config.optimizer, config.steps)
         optimizer = make_optimizer(config.optimizer, schedule, {name: plan.declared[name] for name in trainable})
         abstract = abstract_state(plan, optimizer, trainable, mesh)
-        return cls(config, mesh, plan, CausalLM(config.objective), optimizer, schedule, trainable, abstract)
+        return cls(config, mesh, plan, objective, optimizer, schedule, trainable, abstract)
 
     def first_state(self, params: Params | None = None) -> TrainState:
         """The state before step 1, with these weights or fresh ones, made where it lies."""

@@ -39,6 +39,7 @@ class CausalLM:
 
     def __init__(self, config: CausalLMConfig):
         self.config = config
+        self.length_multiple = config.loss_chunks
         self.coefficients = {"causal_lm": 1.0} | ({"z_loss": config.z_loss} if config.z_loss else {})
 
     def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:

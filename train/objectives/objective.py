@@ -18,6 +18,7 @@ class Objective(Protocol):
     """A training objective of one or more terms."""
 
     coefficients: dict[str, float]
+    length_multiple: int  # of which the length of a row has to be a multiple, on every device
 
     def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
         """Mask or corrupt packed rows [rows, ...], at random by each row's key alone, a function of (seed, k)."""
@@ -29,4 +30,8 @@ class Objective(Protocol):
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Each term's sum over the batch, float32; `key` turns dropout on."""
+        ...
+
+    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What is reported of each row, [B]: sums and the counts that divide them, added up and divided on the host."""
         ...
