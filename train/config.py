@@ -91,7 +91,9 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute dtype; auto: bfloat16 on accelerators
     deterministic: bool = _operational(False)  # bit-equal repetition on GPUs too, slower
     nonfinite_limit: int = _operational(20)  # steps in a row without finite gradients that end the run
-    init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None  # RUN whose weights it starts from
+    init_from: Annotated[str | None, tyro.conf.arg(name="from")] = (
+        None  # RUN or Hugging Face folder whose model, tokenizer and weights it starts from
+    )
     freeze: tuple[str, ...] = ()  # patterns of parameter names that are not learned
 
 

@@ -40,6 +40,9 @@ def tiny() -> RunConfig:
     """What `make train` runs: a small Llama learns the text that Python carries, in about three minutes of two cores.
 
     jumok train
+
+    Reached on two cores, in 2:56 minutes with the installation: 1.76 bits a byte of held-out text, where a unigram
+    model of the same tokens has 2.98.
     """
     return RunConfig(
         name="tiny",
