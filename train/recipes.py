@@ -62,7 +62,7 @@ def char_shakespeare() -> RunConfig:
     jumok train char_shakespeare --data.path shakespeare.txt
 
     Model, batch and steps are nanoGPT's; the learning rate is three times its 1e-3, with which this reaches 1.89.
-    Reached on two cores in 1:15 minutes: 1.763 nats a character of the held-out tenth.
+    Reached on two cores, in 1:15 minutes: 1.763 nats a character of the held-out tenth.
     """
     return RunConfig(
         name="char_shakespeare",
@@ -77,9 +77,11 @@ def char_shakespeare() -> RunConfig:
 
 
 def books() -> RunConfig:
-    """Books learned in about fifteen minutes of two cores.
+    """Books learned in 24 minutes of CPU time, on two cores.
 
     jumok train books --data.path books/ --data.valid-path other-books/
+
+    Reached on 32 MB of classic books, held out those of other authors: 1.77 bits a byte, a unigram model's are 2.80.
     """
     return RunConfig(
         name="books",
