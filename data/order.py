@@ -13,9 +13,8 @@ _ROUNDS = 8
 def mix(*values: np.ndarray | int) -> np.ndarray:
     """A well-mixed uint64 of integers, element by element: equal values give equal results everywhere."""
     state = np.zeros(np.broadcast_shapes(*(np.shape(value) for value in values)), np.uint64)
-    with np.errstate(over="ignore"):  # wrapping around is the arithmetic meant here
-        for value in values:
-            state = _scramble((state + np.uint64(0x9E3779B97F4A7C15)) ^ np.asarray(value).astype(np.uint64))
+    for value in values:
+        state = _absorb(state, np.asarray(value).astype(np.uint64))
     return state
 
 
@@ -39,10 +38,17 @@ def permute(indices: np.ndarray, size: int, keys: np.ndarray | np.uint64) -> np.
 
 def _encipher(indices: np.ndarray, height: int, width: int, keys: np.ndarray) -> np.ndarray:
     row, column = (part.astype(np.uint64) for part in np.divmod(indices, width))
-    for step in range(0, _ROUNDS, 2):
-        row = (row + mix(keys, step, column) % np.uint64(height)) % np.uint64(height)
-        column = (column + mix(keys, step + 1, row) % np.uint64(width)) % np.uint64(width)
+    round_keys = mix(keys, np.arange(_ROUNDS)[:, None])
+    for even, odd in round_keys.reshape(_ROUNDS // 2, 2, len(indices)):
+        row = (row + _absorb(even, column) % np.uint64(height)) % np.uint64(height)
+        column = (column + _absorb(odd, row) % np.uint64(width)) % np.uint64(width)
     return (row * np.uint64(width) + column).astype(np.int64)
+
+
+def _absorb(state: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The state mixed with one more value."""
+    with np.errstate(over="ignore"):  # wrapping around is the arithmetic meant here
+        return _scramble((state + np.uint64(0x9E3779B97F4A7C15)) ^ value)
 
 
 def _scramble(state: np.ndarray) -> np.ndarray:
