@@ -156,15 +156,10 @@ class Writer:
                         continuation.text, done[number] = continuation.text[: min(ends)], True
                         streams[number] = self.tokenizer.stream()  # forgets what came behind the stop
                         break
+            text = continuations[0].text
             # What may be the beginning of a stop is held back until it is decided.
-            held = (
-                0
-                if done[0]
-                else max(
-                    (n for s in stop for n in range(1, len(s)) if continuations[0].text.endswith(s[:n])), default=0
-                )
-            )
-            new = continuations[0].text[len(shown) : len(continuations[0].text) - held]
+            begun = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+            new = text[len(shown) : len(text) - (0 if done[0] else max(begun, default=0))]
             shown += new
             yield new, continuations
             if all(done):

@@ -5,9 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # run as a file: `train` must mean the package, and the command prepares the process before JAX is imported
+# Run as a file, `train` must come to mean the package, and the process is prepared before JAX is imported.
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from train.command import dispatch
 
