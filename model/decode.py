@@ -63,16 +63,15 @@ def start(
     """Read the prompts, right-padded to one length L, with room for `cache_length` tokens a row in all."""
     config, (B, L) = model.config, tokens_BL.shape
     dtype = model.embedding.table[...].dtype
-    empty = constrain(
-        jnp.zeros((B, cache_length, config.kv_heads, config.head_size), dtype),
-        "act_batch",
-        "act_memory",
-        "act_kv_heads",
-        "act_head_dim",
-    )
+
+    def empty(size: int) -> jax.Array:
+        shape = (B, cache_length, config.kv_heads, size)
+        return constrain(jnp.zeros(shape, dtype), "act_batch", "act_memory", "act_kv_heads", "act_head_dim")
+
+    cache = LayerCache(empty(config.head_size), empty(config.value_head_size))
     slots_BL = jnp.broadcast_to(jnp.arange(L)[None], (B, L))
     # The padding's keys land in slots that each row writes again before it looks at them.
-    hidden_BLD, caches = model.step(layers, (LayerCache(empty, empty),) * config.num_layers, tokens_BL, slots_BL)
+    hidden_BLD, caches = model.step(layers, (cache,) * config.num_layers, tokens_BL, slots_BL)
     last_B1D = jnp.take_along_axis(hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)
     return Decoding(caches, model.logits(last_B1D)[:, 0].astype(jnp.float32), lengths_B, jnp.zeros(B, bool))
 

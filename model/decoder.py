@@ -14,7 +14,7 @@ from model.mask import Mask
 from model.parameters import normal, param
 from model.positions import rope_tables
 from model.sharding import constrain
-from model.stack import Stack
+from model.stack import Stack, layer_contexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class DecoderConfig(StackConfig):
     vocab_size: int
     max_length: int
     tie_embeddings: bool = True
+    logit_scale: float = 1.0  # what the projection onto the vocabulary is multiplied by
     vocab_multiple: int = 128
 
     def validate(self) -> None:
@@ -32,6 +33,16 @@ class DecoderConfig(StackConfig):
         for name in ("vocab_size", "max_length", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"model.{name}={getattr(self, name)} is not for decoders; take one of {choices}")
+
+
+_CHOICES = {
+    "norm_position": ("before", "parallel"),
+    "positions": ("learned", "rope", "none"),
+    "share_layers": (False,),
+}
 
 
 class Decoder(nnx.Module):
@@ -40,16 +51,16 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         D = config.model_dim
-        size = (config.vocab_size, config.vocab_multiple, D, config.init_std)
-        self.embedding = Embedding(*size, kind="embedding", rngs=rngs)
+        rows = (config.vocab_size, config.vocab_multiple, D)
+        self.embedding = Embedding(*rows, config.embedding_std, kind="embedding", rngs=rngs)
         if config.positions == "learned":
             self.positions = param(
-                rngs, (config.max_length, D), ("positions", "embed"), normal(config.init_std), "embedding"
+                rngs, (config.max_length, D), ("positions", "embed"), normal(config.embedding_std), "embedding"
             )
         self.stack = Stack(config, rngs)
-        self.norm = Norm(D, config.norm, config.norm_epsilon, rngs)
+        self.norm = Norm(D, config.norm, config.norm_epsilon, rngs, bias=config.norm_bias)
         if not config.tie_embeddings:
-            self.head = Embedding(*size, kind="matrix", rngs=rngs)
+            self.head = Embedding(*rows, config.initial_std(D), kind="matrix", rngs=rngs)
 
     def hidden(
         self,
@@ -101,7 +112,8 @@ class Decoder(nnx.Module):
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities [B, L, V] of the next token, over the padded vocabulary."""
         with jax.named_scope("logits"):
-            return (self.embedding if self.config.tie_embeddings else self.head).logits(hidden_BLD)
+            table = self.embedding if self.config.tie_embeddings else self.head
+            return table.logits(hidden_BLD * self.config.logit_scale)
 
     def __call__(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
@@ -118,9 +130,10 @@ class Decoder(nnx.Module):
         values.
         """
         x_BLD = self.embed(tokens_BL, slots_BL)
-        context = Context(Mask(causal=True, q_index_BL=slots_BL), self.rope(slots_BL), slots_BL)
+        mask = Mask(causal=True, q_index_BL=slots_BL)
+        context = Context(mask, self.rope(slots_BL), slots_BL=slots_BL)
         new_caches = []
-        for block, cache in zip(layers, caches, strict=True):
-            x_BLD, cache, _ = block(x_BLD, context, cache=cache)
+        for block, layer_context, cache in zip(layers, layer_contexts(self.config, context), caches, strict=True):
+            x_BLD, cache, _ = block(x_BLD, layer_context, cache=cache)
             new_caches.append(cache)
         return self.norm(x_BLD), tuple(new_caches)

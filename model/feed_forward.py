@@ -1,16 +1,15 @@
-"""The feed-forward layer: GELU (Hendrycks & Gimpel 2016, in GPT-2's tanh form) or gated SiLU (SwiGLU, Shazeer 2020)."""
+"""The feed-forward layer: ReLU (Vaswani et al. 2017), GELU (Hendrycks & Gimpel 2016) or gated (Shazeer 2020)."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.config import StackConfig
+from model.config import GATED, StackConfig
 from model.parameters import normal, param, zeros
 from model.sharding import constrain, einsum
-
-GATED = ("swiglu",)
 
 
 class FeedForward(nnx.Module):
@@ -22,12 +21,12 @@ class FeedForward(nnx.Module):
     def __init__(self, config: StackConfig, rngs: nnx.Rngs):
         self.config = config
         D, F = config.model_dim, config.mlp_size
-        std = normal(config.init_std)
+        std = normal(config.initial_std(D))
         if config.activation in GATED:
             self.gate_up = param(rngs, (D, 2, F), ("embed", "gate", "mlp"), std, "matrix")
         else:
             self.up = param(rngs, (D, F), ("embed", "mlp"), std, "matrix")
-        self.down = param(rngs, (F, D), ("mlp", "embed"), normal(config.out_std), "matrix")
+        self.down = param(rngs, (F, D), ("mlp", "embed"), normal(config.initial_std(F, back=True)), "matrix")
         if config.use_bias:
             self.up_bias = param(rngs, (F,), ("mlp",), zeros, "bias")
             self.down_bias = param(rngs, (D,), ("norm",), zeros, "bias")
@@ -37,11 +36,12 @@ class FeedForward(nnx.Module):
         if self.config.activation in GATED:
             h_BLCF = einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...])
             h_BLCF = constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp")
-            h_BLF = jax.nn.silu(h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
+            h_BLF = ACTIVATIONS[self.config.activation](h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
         else:
             h_BLF = einsum("BLD,DF->BLF", x_BLD, self.up[...])
             h_BLF = constrain(h_BLF, "act_batch", "act_length", "act_mlp")
-            h_BLF = gelu_tanh(h_BLF + self.up_bias[None, None] if self.config.use_bias else h_BLF)
+            h_BLF = h_BLF + self.up_bias[None, None] if self.config.use_bias else h_BLF
+            h_BLF = ACTIVATIONS[self.config.activation](h_BLF)
         y_BLD = constrain(einsum("BLF,FD->BLD", h_BLF, self.down[...]), "act_batch", "act_length", "act_embed")
         return y_BLD + self.down_bias[None, None] if self.config.use_bias else y_BLD
 
@@ -59,3 +59,26 @@ def _gelu_tanh_backward(x: jax.Array, g: jax.Array):
 
 
 gelu_tanh.defvjp(lambda x: (gelu_tanh(x), x), _gelu_tanh_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the probability that a standard normal number is less than x. Only x is held for the gradient."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x: jax.Array, g: jax.Array):
+    density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return (g * (0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+# A gated layer's is that of its gate.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "swiglu": jax.nn.silu,
+    "geglu": gelu_tanh,
+}

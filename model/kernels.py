@@ -1,4 +1,4 @@
-"""Attention, softmax(q k^T * scale + mask) v, in several implementations with one signature.
+"""Attention, softmax(q k^T * scale + bias + mask) v, in several implementations with one signature.
 
 `reference` says what is computed, in the fewest words, and also does what fused kernels cannot: hand out its
 probabilities and drop some of them. `xla` is for every backend: it carries its own gradient and, where the mask is
@@ -18,65 +18,94 @@ _MAX_BLOCKS = 8
 
 
 def attend(
-    q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask: Mask, *, scale: float, implementation: str = "xla"
+    q_BLHK: jax.Array,
+    k_BMGK: jax.Array,
+    v_BMGU: jax.Array,
+    mask: Mask,
+    *,
+    scale: float,
+    bias_BHLM: jax.Array | None = None,
+    implementation: str = "xla",
 ) -> jax.Array:
-    """Attention of H query heads over G key/value heads, [B, L, H, K] in q's dtype, with a float32 softmax."""
-    q_BLGRK, k_BMGK, v_BMGK = _grouped(q_BLHK, k_BMGK, v_BMGK)
-    return IMPLEMENTATIONS[implementation](q_BLGRK * scale, k_BMGK, v_BMGK, mask).reshape(q_BLHK.shape)
+    """Attention of H query heads over G key/value heads, [B, L, H, U] in q's dtype, with a float32 softmax.
+
+    `bias_BHLM` is added to the scores; its first axis may be 1.
+    """
+    q_BLGRK, k_BMGK, v_BMGU, bias = _grouped(q_BLHK, k_BMGK, v_BMGU, bias_BHLM)
+    out = IMPLEMENTATIONS[implementation](q_BLGRK * scale, k_BMGK, v_BMGU, mask, bias)
+    return out.reshape(*q_BLHK.shape[:3], -1)
 
 
 def attend_with_probabilities(
-    q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask: Mask, *, scale: float, drop: Callable | None = None
+    q_BLHK: jax.Array,
+    k_BMGK: jax.Array,
+    v_BMGU: jax.Array,
+    mask: Mask,
+    *,
+    scale: float,
+    bias_BHLM: jax.Array | None = None,
+    drop: Callable | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The reference's output [B, L, H, K], its masked scores and its probabilities, both [B, H, L, M] float32.
+    """The reference's output [B, L, H, U], its masked scores and its probabilities, both [B, H, L, M] float32.
 
     `drop` is applied to the probabilities.
     """
-    q_BLGRK, k_BMGK, v_BMGK = _grouped(q_BLHK, k_BMGK, v_BMGK)
-    out, scores, p = _reference_parts(q_BLGRK * scale, k_BMGK, v_BMGK, mask, drop)
+    q_BLGRK, k_BMGK, v_BMGU, bias = _grouped(q_BLHK, k_BMGK, v_BMGU, bias_BHLM)
+    out, scores, p = _reference_parts(q_BLGRK * scale, k_BMGK, v_BMGU, mask, bias, drop)
     flat = (p.shape[0], -1, *p.shape[3:])
-    return out.reshape(q_BLHK.shape), scores.reshape(flat), p.reshape(flat)
+    return out.reshape(*q_BLHK.shape[:3], -1), scores.reshape(flat), p.reshape(flat)
 
 
-def _grouped(q_BLHK, k_BMGK, v_BMGK):
-    """Queries as [B, L, G, R, K].
+def _grouped(q_BLHK, k_BMGK, v_BMGU, bias_BHLM):
+    """Queries as [B, L, G, R, K], and the bias as [B, G, R, L, M].
 
     Key/value heads that the tensor axis replicates are repeated, so that query heads can stay split over it.
     """
     B, L, H, K = q_BLHK.shape
     G = k_BMGK.shape[2]
     if G % spread("act_kv_heads"):
-        k_BMGK, v_BMGK = (
+        k_BMGK, v_BMGU = (
             constrain(jnp.repeat(x, H // G, axis=2), "act_batch", "act_memory", "act_heads", "act_head_dim")
-            for x in (k_BMGK, v_BMGK)
+            for x in (k_BMGK, v_BMGU)
         )
         G = H
-    return q_BLHK.reshape(B, L, G, H // G, K), k_BMGK, v_BMGK
+    if bias_BHLM is not None:
+        bias_BHLM = bias_BHLM.reshape(bias_BHLM.shape[0], G, H // G, *bias_BHLM.shape[2:])
+    return q_BLHK.reshape(B, L, G, H // G, K), k_BMGK, v_BMGU, bias_BHLM
 
 
-def _reference(q_BLGRK, k_BMGK, v_BMGK, mask: Mask):
-    return _reference_parts(q_BLGRK, k_BMGK, v_BMGK, mask, None)[0]
+def _reference(q_BLGRK, k_BMGK, v_BMGU, mask: Mask, bias_BGRLM):
+    return _reference_parts(q_BLGRK, k_BMGK, v_BMGU, mask, bias_BGRLM, None)[0]
 
 
-def _reference_parts(q_BLGRK, k_BMGK, v_BMGK, mask: Mask, drop: Callable | None):
-    scores_BGRLM = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32)
-    allowed_BLM = mask.allowed(q_BLGRK.shape[1], k_BMGK.shape[1])
-    scores_BGRLM = jnp.where(allowed_BLM[:, None, None], scores_BGRLM, MASKED)
+def _reference_parts(q_BLGRK, k_BMGK, v_BMGU, mask: Mask, bias_BGRLM, drop: Callable | None):
+    scores_BGRLM = _scores(q_BLGRK, k_BMGK, mask.allowed(q_BLGRK.shape[1], k_BMGK.shape[1]), bias_BGRLM)
     p_BGRLM = jax.nn.softmax(scores_BGRLM, axis=-1)
     used_BGRLM = p_BGRLM if drop is None else drop(p_BGRLM)
-    out = jnp.einsum("BGRLM,BMGK->BLGRK", used_BGRLM.astype(v_BMGK.dtype), v_BMGK, preferred_element_type=jnp.float32)
+    out = jnp.einsum("BGRLM,BMGU->BLGRU", used_BGRLM.astype(v_BMGU.dtype), v_BMGU, preferred_element_type=jnp.float32)
     return out.astype(q_BLGRK.dtype), scores_BGRLM, p_BGRLM
 
 
-def _xla(q_BLGRK, k_BMGK, v_BMGK, mask: Mask):
+def _scores(q_BLGRK, k_BMGK, allowed_BLM, bias_BGRLM):
+    scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32)
+    if bias_BGRLM is not None:
+        scores = scores + bias_BGRLM.astype(jnp.float32)
+    return jnp.where(allowed_BLM[:, None, None], scores, MASKED)
+
+
+def _xla(q_BLGRK, k_BMGK, v_BMGU, mask: Mask, bias_BGRLM):
     length = q_BLGRK.shape[1]
     allowed_BLM = mask.allowed(length, k_BMGK.shape[1])
     block = _block_length(length) if mask.is_plainly_causal and spread("act_length") == 1 else length
-    outs = [
-        _attend_block(q_BLGRK[:, i : i + block], k_BMGK[:, :end], v_BMGK[:, :end], allowed_BLM[:, i : i + block, :end])
-        for i in range(0, length, block)
-        for end in (i + block if block < length else k_BMGK.shape[1],)
-    ]
+
+    def attend_from(i: int):
+        end = i + block if block < length else k_BMGK.shape[1]
+        bias = None if bias_BGRLM is None else bias_BGRLM[..., i : i + block, :end]
+        return _attend_block(
+            q_BLGRK[:, i : i + block], k_BMGK[:, :end], v_BMGU[:, :end], allowed_BLM[:, i : i + block, :end], bias
+        )
+
+    outs = [attend_from(i) for i in range(0, length, block)]
     return checkpoint_name(outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1), "attention_out")
 
 
@@ -87,28 +116,32 @@ def _block_length(length: int) -> int:
 
 
 @jax.custom_vjp
-def _attend_block(q_BLGRK, k_BMGK, v_BMGK, allowed_BLM):
-    return _attend_block_forward(q_BLGRK, k_BMGK, v_BMGK, allowed_BLM)[0]
+def _attend_block(q_BLGRK, k_BMGK, v_BMGU, allowed_BLM, bias_BGRLM):
+    return _attend_block_forward(q_BLGRK, k_BMGK, v_BMGU, allowed_BLM, bias_BGRLM)[0]
 
 
-def _attend_block_forward(q_BLGRK, k_BMGK, v_BMGK, allowed_BLM):
-    scores = jnp.einsum("BLGRK,BMGK->BGRLM", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32)
-    p_BGRLM = jax.nn.softmax(jnp.where(allowed_BLM[:, None, None], scores, MASKED), axis=-1).astype(v_BMGK.dtype)
-    out = jnp.einsum("BGRLM,BMGK->BLGRK", p_BGRLM, v_BMGK, preferred_element_type=jnp.float32)
-    return out.astype(q_BLGRK.dtype), (q_BLGRK, k_BMGK, v_BMGK, p_BGRLM)
+def _attend_block_forward(q_BLGRK, k_BMGK, v_BMGU, allowed_BLM, bias_BGRLM):
+    p_BGRLM = jax.nn.softmax(_scores(q_BLGRK, k_BMGK, allowed_BLM, bias_BGRLM), axis=-1).astype(v_BMGU.dtype)
+    out = jnp.einsum("BGRLM,BMGU->BLGRU", p_BGRLM, v_BMGU, preferred_element_type=jnp.float32)
+    like = None if bias_BGRLM is None else bias_BGRLM[:, :0]  # carries its sizes and dtype, and holds nothing
+    return out.astype(q_BLGRK.dtype), (q_BLGRK, k_BMGK, v_BMGU, p_BGRLM, like)
 
 
-def _attend_block_backward(residuals, g_BLGRK):
-    q_BLGRK, k_BMGK, v_BMGK, p_BGRLM = residuals
+def _attend_block_backward(residuals, g_BLGRU):
+    q_BLGRK, k_BMGK, v_BMGU, p_BGRLM, like = residuals
     dtype = q_BLGRK.dtype
-    dv = jnp.einsum("BGRLM,BLGRK->BMGK", p_BGRLM, g_BLGRK, preferred_element_type=jnp.float32)
-    dp = jnp.einsum("BLGRK,BMGK->BGRLM", g_BLGRK, v_BMGK, preferred_element_type=jnp.float32)
+    dv = jnp.einsum("BGRLM,BLGRU->BMGU", p_BGRLM, g_BLGRU, preferred_element_type=jnp.float32)
+    dp = jnp.einsum("BLGRU,BMGU->BGRLM", g_BLGRU, v_BMGU, preferred_element_type=jnp.float32)
     p32 = p_BGRLM.astype(jnp.float32)
     # Masked scores have probability zero, hence gradient zero: the mask itself is not needed here.
-    ds = (p32 * (dp - (dp * p32).sum(-1, keepdims=True))).astype(dtype)
+    ds32 = p32 * (dp - (dp * p32).sum(-1, keepdims=True))
+    ds = ds32.astype(dtype)
     dq = jnp.einsum("BGRLM,BMGK->BLGRK", ds, k_BMGK, preferred_element_type=jnp.float32)
     dk = jnp.einsum("BGRLM,BLGRK->BMGK", ds, q_BLGRK, preferred_element_type=jnp.float32)
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None
+    dbias = None
+    if like is not None:
+        dbias = (ds32 if like.shape[0] > 1 else ds32.sum(0, keepdims=True)).astype(like.dtype)
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None, dbias
 
 
 _attend_block.defvjp(_attend_block_forward, _attend_block_backward)

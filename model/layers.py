@@ -18,16 +18,17 @@ from model.sharding import constrain, einsum
 class Norm(nnx.Module):
     """LayerNorm (Ba et al. 2016) or, without mean and bias, RMSNorm (Zhang & Sennrich 2019) over the last axis."""
 
-    def __init__(self, dim: int, kind: str, epsilon: float, rngs: nnx.Rngs):
-        self.kind, self.epsilon = kind, epsilon
+    def __init__(self, dim: int, kind: str, epsilon: float, rngs: nnx.Rngs, *, bias: bool = True):
+        self.kind, self.epsilon, self.has_bias = kind, epsilon, kind == "layer" and bias
         self.scale = param(rngs, (dim,), ("norm",), ones, "scale")
-        if kind == "layer":
+        if self.has_bias:
             self.bias = param(rngs, (dim,), ("norm",), zeros, "bias")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The normed x, in its dtype."""
         if self.kind == "layer":
-            return layer_norm(self.epsilon, x, self.scale[...], self.bias[...])
+            scale = self.scale[...]
+            return layer_norm(self.epsilon, x, scale, self.bias[...] if self.has_bias else jnp.zeros_like(scale))
         return rms_norm(self.epsilon, x, self.scale[...])
 
 

@@ -1,4 +1,4 @@
-"""Where a token stands: vectors added to its embedding, or queries and keys that are rotated (RoPE, Su et al. 2021)."""
+"""Where a token stands: vectors added to its embedding, queries and keys that are rotated, or a bias of the scores."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from model.parameters import normal, param
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,18 @@ class RopeScaling:
     original_max_length: int = 8192
 
 
+def sinusoids(length: int, dim: int) -> np.ndarray:
+    """The fixed vectors [length, D] of Vaswani et al. 2017, float32: all sines, then all cosines.
+
+    The paper interleaves them, and its authors' code, as here, does not: a renaming of dimensions.
+    """
+    half = (dim + 1) // 2
+    angle = np.arange(length)[:, None] / 10_000 ** (2 * np.arange(half) / dim)
+    return np.concatenate([np.sin(angle), np.cos(angle)[:, : dim - half]], axis=1).astype(np.float32)
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """Radians a position for each pair of dimensions, [K / 2], float32."""
+    """Radians a position for each pair of dimensions, [K / 2], float32 (RoPE, Su et al. 2021)."""
     frequency = (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)).astype(np.float64)
     if scaling is not None:
         turns = scaling.original_max_length * frequency / (2 * math.pi)
@@ -54,3 +67,28 @@ def rotate(x_BLHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     x = x_BLHK.astype(jnp.float32)
     first, second = jnp.split(x, 2, axis=-1)
     return (x * cos + jnp.concatenate([second, first], -1) * sin).astype(x_BLHK.dtype)
+
+
+class RelativeBias(nnx.Module):
+    """A learned bias of the scores by the distance from query to key (T5, Raffel et al. 2020).
+
+    Small distances have a bucket each, larger ones share buckets that widen logarithmically up to `distance`, from
+    which on there is one. Where attention is bidirectional, half of the buckets are for keys after the query.
+    """
+
+    def __init__(self, num_heads: int, buckets: int, distance: int, std: float, rngs: nnx.Rngs):
+        self.buckets, self.distance = buckets, distance
+        self.table = param(rngs, (buckets, num_heads), ("buckets", "heads"), normal(std), "embedding")
+
+    def __call__(self, q_index_BL: jax.Array, k_index_BM: jax.Array, *, bidirectional: bool) -> jax.Array:
+        """The bias [B, H, L, M] of these places, in the dtype of the weights; B is 1 where the places are for all."""
+        ahead_BLM = k_index_BM[:, None, :] - q_index_BL[:, :, None]
+        buckets = self.buckets // 2 if bidirectional else self.buckets
+        behind_BLM = jnp.abs(ahead_BLM) if bidirectional else jnp.maximum(-ahead_BLM, 0)
+        exact = buckets // 2
+        ratio = jnp.log(jnp.maximum(behind_BLM, 1) / exact) / math.log(self.distance / exact)
+        wide_BLM = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+        bucket_BLM = jnp.where(behind_BLM < exact, behind_BLM, wide_BLM)
+        if bidirectional:
+            bucket_BLM = bucket_BLM + jnp.where(ahead_BLM > 0, buckets, 0)
+        return jnp.moveaxis(self.table[...][bucket_BLM], -1, 1)

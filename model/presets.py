@@ -4,7 +4,7 @@ import difflib
 from typing import Any, Protocol
 
 from model.decoder import DecoderConfig
-from model.families import gpt2, llama
+from model.families import gpt2, llama, palm
 from model.families.weights import Tensor
 
 
@@ -32,7 +32,7 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {"gpt2": gpt2, "llama": llama}
+FAMILIES: dict[str, Family] = {"gpt2": gpt2, "llama": llama, "palm": palm}
 
 PRESETS: dict[str, DecoderConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()

@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "positions": None,
+    "buckets": None,
     "norm": None,
     # activations
     "act_batch": ("data", "fsdp"),

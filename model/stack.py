@@ -6,14 +6,17 @@ layers one by one (`unstacked`): a scan would copy every weight, each token.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from model.block import Block, Context
 from model.config import StackConfig
 from model.parameters import stack
+from model.positions import RelativeBias
 
 _POLICIES = jax.checkpoint_policies
 REMAT: dict[str, Callable | None] = {
@@ -21,14 +24,22 @@ REMAT: dict[str, Callable | None] = {
     "attention": _POLICIES.save_only_these_names("query", "key", "value", "attention_out", "residual"),
     "full": _POLICIES.nothing_saveable,
 }
+_UNLIMITED = 2**30  # a window that hides nothing
 
 
 class Stack(nnx.Module):
-    """`num_layers` blocks of one shape."""
+    """`num_layers` blocks of one shape; with `share_layers`, one block applied that many times (Lan et al. 2019)."""
 
-    def __init__(self, config: StackConfig, rngs: nnx.Rngs):
+    def __init__(self, config: StackConfig, rngs: nnx.Rngs, cross: bool = False):
         self.config = config
-        self.layers = stack(lambda layer_rngs: Block(config, layer_rngs), rngs, config.num_layers)
+        if config.share_layers:
+            self.layers = Block(config, rngs, cross)
+        else:
+            self.layers = stack(lambda layer_rngs: Block(config, layer_rngs, cross), rngs, config.num_layers)
+        if config.positions == "relative":
+            self.relative = RelativeBias(
+                config.num_heads, config.relative_buckets, config.relative_distance, config.init_std, rngs
+            )
 
     def __call__(
         self,
@@ -43,20 +54,48 @@ class Stack(nnx.Module):
         """The last layer's output [B, L, D] and, by name, what was captured of each layer, [N, ...].
 
         `per_layer(context, data)` makes a layer's context from its slice of `per_layer_data`, arrays with a leading
-        layer axis (window sizes, say).
+        layer axis.
         """
+        config = self.config
+        context = self.positioned(context, x_BLD.shape[1])
+        windows = None if config.window is None else jnp.array([w or _UNLIMITED for w in config.windows], jnp.int32)
 
         def layer(x_BLD, scanned):
-            block, layer_key, data = scanned
-            layer_context = context if per_layer is None else per_layer(context, data)
+            block, layer_key, window, data = scanned
+            layer_context = _windowed(context, window)
+            layer_context = layer_context if per_layer is None else per_layer(layer_context, data)
+            block = self.layers if config.share_layers else block
             y_BLD, _, captured = block(x_BLD, layer_context, key=layer_key, capture=capture)
             return y_BLD, captured
 
-        if self.config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        return jax.lax.scan(layer, x_BLD, (self.layers, keys, per_layer_data), unroll=self.config.unroll)
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
+        keys = None if key is None else jax.random.split(key, config.num_layers)
+        layers = None if config.share_layers else self.layers
+        return jax.lax.scan(
+            layer, x_BLD, (layers, keys, windows, per_layer_data), length=config.num_layers, unroll=config.unroll
+        )
+
+    def positioned(self, context: Context, length: int) -> Context:
+        """The context with the bias of relative positions, where positions are relative; made once for all layers."""
+        if self.config.positions != "relative":
+            return context
+        mask = context.mask
+        q_index_BL = jnp.arange(length)[None] if mask.q_index_BL is None else mask.q_index_BL
+        k_index_BM = jnp.arange(length)[None] if mask.k_index_BM is None else mask.k_index_BM
+        return replace(context, bias_BHLM=self.relative(q_index_BL, k_index_BM, bidirectional=not mask.causal))
 
     def unstacked(self) -> tuple[Block, ...]:
         """The blocks one by one, each with its own copy of its weights."""
+        if self.config.share_layers:
+            return (self.layers,) * self.config.num_layers
         return tuple(jax.tree.map(lambda a, i=i: a[i], self.layers) for i in range(self.config.num_layers))
+
+
+def layer_contexts(config: StackConfig, context: Context) -> list[Context]:
+    """The context of each layer, for layers that are run one by one."""
+    return [_windowed(context, window) for window in config.windows]
+
+
+def _windowed(context: Context, window: jax.Array | int | None) -> Context:
+    return context if window is None else replace(context, mask=replace(context.mask, window=window))

@@ -163,6 +163,9 @@ _PUBLISHED = {
     "llama3.2-1b": _Published(3e-4, 1024, 8192, 9e12, 2000, fsdp=True),
     "llama3.2-3b": _Published(3e-4, 1024, 8192, 9e12, 2000, fsdp=True),
     "llama3.3-70b": _Published(1.5e-4, 1024, 8192, 15e12, 2000, fsdp=True),
+    "palm-8b": _Published(1e-2, 512, 2048, 780e9, 0, fsdp=True),
+    "palm-62b": _Published(1e-2, 1024, 2048, 795e9, 0, fsdp=True),
+    "palm-540b": _Published(1e-2, 2048, 2048, 780e9, 0, fsdp=True),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from model.decoder import DecoderConfig
 from model.families.keys import INERT, Keys
+from model.families.obstacles import fixed_fields
 from model.families.weights import Tensor
 
 ARCHITECTURE: str = "GPT2LMHeadModel"
@@ -81,8 +82,7 @@ IGNORED: str = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"  # causal masks,
 
 def obstacles(config: DecoderConfig) -> list[str]:
     """Why this architecture cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    needed = {"norm": "layer", "activation": "gelu_tanh", "positions": "learned", "use_bias": True}
-    found = [f"{name}={value}" for name, value in needed.items() if getattr(config, name) != value]
+    found = fixed_fields(config)
     if config.kv_heads != config.num_heads:
         found.append(f"num_kv_heads={config.num_heads}")
     if config.head_size * config.num_heads != config.model_dim:

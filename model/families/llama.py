@@ -4,6 +4,7 @@ from typing import Any
 
 from model.decoder import DecoderConfig
 from model.families.keys import INERT, Keys
+from model.families.obstacles import ANY, fixed_fields
 from model.families.weights import Tensor
 from model.positions import RopeScaling
 
@@ -80,8 +81,7 @@ IGNORED: str = (
 
 def obstacles(config: DecoderConfig) -> list[str]:
     """Why this architecture cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    needed = {"norm": "rms", "activation": "swiglu", "positions": "rope", "use_bias": False}
-    found = [f"{name}={value}" for name, value in needed.items() if getattr(config, name) != value]
+    found = fixed_fields(config, norm="rms", activation="swiglu", positions="rope", rope_scaling=ANY, use_bias=False)
     if config.model_dim % config.num_heads:  # demanded although head_dim may be anything
         found.append("model_dim a multiple of num_heads")
     return found

@@ -20,7 +20,8 @@ class Tensor:
 
     Each weight is seen as a matrix, [its first `inputs` axes, its other axes], or without `inputs` as a vector; several
     are joined along the last axis; `transposed` where theirs is stored (out, in). `gate` picks one slice of a `gate`
-    axis. A row whose weights a model does not have does not apply to it.
+    axis. `neighbours`: their rotary positions turn neighbouring dimensions of a head together, ours those half a head
+    apart. A row whose weights a model does not have does not apply to it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Tensor:
     inputs: int = 0
     transposed: bool = False
     gate: int | None = None
+    neighbours: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Layout:
         """Their tensors one by one, in the order of `shapes`, so that no second copy of the model is ever held."""
         for entry in self._entries():
             parts = [np.asarray(params[part.weight][part.index]) for part in entry.parts]
+            if entry.row.neighbours:
+                parts = [_swapped_halves(part, 2) for part in parts]
             joined = np.concatenate([a.reshape(m) for a, m in zip(parts, entry.matrices, strict=True)], axis=-1)
             yield entry.name, np.ascontiguousarray(joined.T if entry.row.transposed else joined)
 
@@ -89,7 +93,8 @@ class Layout:
             ends = np.cumsum([matrix[-1] for matrix in entry.matrices])[:-1]
             pieces = np.split(joined.T if entry.row.transposed else joined, ends, axis=-1)
             for part, piece in zip(entry.parts, pieces, strict=True):
-                params[part.weight][part.index] = piece.reshape(part.shape)
+                piece = piece.reshape(part.shape)
+                params[part.weight][part.index] = _swapped_halves(piece, -1) if entry.row.neighbours else piece
         return params
 
     def _entries(self) -> Iterator[_Entry]:
@@ -107,3 +112,9 @@ class Layout:
         index = tuple(picks.get(axis, slice(None)) for axis in declaration.axes)
         kept = [(i, size) for i, size in zip(index, declaration.shape, strict=True) if isinstance(i, slice)]
         return _Part(weight, index, tuple(len(range(size)[i]) for i, size in kept))
+
+
+def _swapped_halves(x: np.ndarray, halves: int) -> np.ndarray:
+    """The last axis as `halves` rows (2: a half each; -1: pairs of neighbours), read column by column."""
+    rows = x.reshape(*x.shape[:-1], *((2, -1) if halves == 2 else (-1, 2)))
+    return np.swapaxes(rows, -1, -2).reshape(x.shape)

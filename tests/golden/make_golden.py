@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 GOLDEN = Path(__file__).resolve().parent
@@ -52,10 +61,44 @@ MODELS: dict[str, tuple[Any, Any]] = {
         ),
     ),
 }
+MODELS["palm"] = (
+    CohereForCausalLM,
+    CohereConfig(
+        vocab_size=70,
+        max_position_embeddings=64,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=6,
+        logit_scale=0.25,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        pad_token_id=None,  # its row would have no gradient
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
+)
+MODELS["gpt_neo"] = (  # dense and banded layers in turns
+    GPTNeoForCausalLM,
+    GPTNeoConfig(
+        vocab_size=70,
+        max_position_embeddings=24,
+        hidden_size=16,
+        num_layers=4,
+        num_heads=4,
+        attention_types=[[["global", "local"], 2]],
+        window_size=5,
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
+)
 GRADIENTS = {
     "gpt2": ("transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"),
     "llama": ("model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.gate_proj.weight"),
     "llama_tied": ("model.embed_tokens.weight",),
+    "gpt_neo": ("transformer.wte.weight", "transformer.h.1.attn.attention.k_proj.weight"),
+    "palm": ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"),
 }
 
 

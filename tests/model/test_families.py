@@ -49,10 +49,14 @@ COUNTS = {
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
     "llama3.3-70b": 70_553_706_496,
+    "palm-8b": 8_632_012_800,
+    "palm-62b": 62_495_662_080,
+    "palm-540b": 540_356_474_880,
 }
 SMALL = DecoderConfig(num_layers=2, model_dim=16, num_heads=4, vocab_size=70, max_length=24)
 LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
 LLAMA3["original_max_position_embeddings"] = 8192
+PALM = {"norm_position": "parallel", "norm_bias": False, "activation": "swiglu", "positions": "rope", "use_bias": False}
 LLAMA = {"norm": "rms", "activation": "swiglu", "positions": "rope", "use_bias": False}
 
 
@@ -80,6 +84,7 @@ def test_every_preset_has_the_published_number_of_parameters():
         SMALL,
         dataclasses.replace(SMALL, tie_embeddings=False, mlp_dim=20),
         dataclasses.replace(SMALL, **LLAMA, num_kv_heads=2, head_dim=6, mlp_dim=24, tie_embeddings=False),
+        dataclasses.replace(SMALL, **PALM, num_kv_heads=1, head_dim=6, mlp_dim=24),
     ],
 )
 def test_count_of_any_size_and_the_table_of_its_tensors_agree(config: DecoderConfig):
@@ -165,10 +170,14 @@ def test_new_and_old_keys_of_rotary_positions_mean_the_same():
             "rope_theta is 10000.0 and, among the rope parameters, 1.0",
         ),
         ("llama", {"rope_parameters": {"attention_factor": 2.0}}, "attention_factor=2.0 is not known"),
+        ("palm", {"use_qk_norm": True}, "use_qk_norm=true is not supported, only false"),
+        ("palm", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.* is not known"),
+        ("palm", {"rope_parameters": {"rope_theta": 1.0}}, "rope_theta is 10000.0 and, among the rope parameters, 1.0"),
+        ("palm", {"num_key_value_heads": 5}, "num_attention_heads=16 must be a multiple of num_key_value_heads=5"),
     ],
 )
 def test_what_would_compute_something_else_is_refused(family: str, change: dict[str, Any], sentence: str):
-    preset = PRESETS[{"gpt2": "gpt2-124m", "llama": "llama2-7b"}[family]]
+    preset = PRESETS[{"gpt2": "gpt2-124m", "llama": "llama2-7b", "palm": "palm-8b"}[family]]
     values = FAMILIES[family].to_hugging_face_config(preset)
     assert FAMILIES[family].from_hugging_face_config(values).resolved() == preset.resolved()
     with pytest.raises(ValueError, match=sentence) as error:

@@ -1,0 +1,39 @@
+"""What of a decoder an architecture of Hugging Face fixes."""
+
+from typing import Any
+
+from model.decoder import DecoderConfig
+
+ANY = object()  # a field whose value an architecture takes from its configuration
+
+_USUAL = {
+    "norm": "layer",
+    "norm_position": "before",
+    "norm_bias": True,
+    "activation": "gelu_tanh",
+    "positions": "learned",
+    "rope_scaling": None,
+    "use_bias": True,
+    "window": None,
+    "logit_scale": 1.0,
+}
+
+
+def fixed_fields(config: DecoderConfig, **fixed: Any) -> list[str]:
+    """The fields of `config` that would have to be otherwise, as "name=value": as `fixed` says, or else as usual."""
+    needed = _USUAL | fixed
+    needed |= {
+        "has_attention_bias": config.use_bias,
+        "value_head_size": config.head_size,
+        "score_scale": config.head_size**-0.5,
+    }
+    names = {
+        "has_attention_bias": "attention_bias",
+        "value_head_size": "value_head_dim",
+        "score_scale": "attention_scale",
+    }
+    return [
+        f"{names.get(name, name)}={value}"
+        for name, value in needed.items()
+        if value is not ANY and getattr(config, name) != value
+    ]
