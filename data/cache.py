@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,19 @@ _SETTLED_SECONDS = 2.0  # a file younger than this may change again within one t
 _ABANDONED_SECONDS = 86_400.0
 
 
+def cache_path(name: str) -> Path:
+    """The folder `name` under $JUMOK_CACHE, or under ~/.cache/jumok, whether it is there or not: for reading."""
+    root = os.environ.get("JUMOK_CACHE") or Path.home() / ".cache" / "jumok"
+    return Path(root).expanduser().absolute() / name
+
+
 def cache_folder(name: str) -> Path:
-    """The folder `name` under $JUMOK_CACHE, or under ~/.cache/jumok; created where it is missing.
+    """The same for writing: created where it is missing.
 
     Raises:
         ValueError: it can't be created or written to.
     """
-    root = os.environ.get("JUMOK_CACHE") or Path.home() / ".cache" / "jumok"
-    folder = Path(root).expanduser() / name
+    folder = cache_path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -41,24 +46,25 @@ def digest_of(*values: Any) -> str:
 
 
 @contextmanager
-def written_atomically(target: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `target`, for a file or a folder, which becomes `target` when the block succeeds.
+def written_atomically(target: Path, within: Path | None = None) -> Iterator[Path]:
+    """Gives a temporary path, for a file or a folder, which becomes `target` when the block succeeds.
 
-    A reader sees all of it or nothing, and it survives a power cut. Where another process wrote the same target
-    meanwhile, the first one stays: both hold the same.
+    A reader sees all of it or nothing, and it survives a power cut. Where another process wrote the same folder
+    meanwhile, the first one stays: both hold the same. The temporary path lies beside `target`, or in the folder
+    `within` of the same file system.
     """
-    _remove_abandoned(target)
-    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+    temporary = (within or target.parent) / f"{target.name}.tmp-{secrets.token_hex(4)}"
+    _remove_abandoned(temporary.parent, target.name)
     try:
         yield temporary
         for path in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
-            _sync(path)
+            sync(path)
         try:
             os.rename(temporary, target)
         except OSError:
             if not target.is_dir():
                 raise
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         _remove(temporary)
 
@@ -73,18 +79,19 @@ def file_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
     except OSError:  # remote, or gone, which `compute` will say
         return compute()
     identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns]
-    memo = cache_folder("files") / f"{digest_of(*identity)}-{name}.json"
+    memo = f"{digest_of(*identity)}-{name}.json"
     try:
-        return json.loads(memo.read_text())["value"]
+        return json.loads((cache_path("files") / memo).read_text())["value"]
     except (OSError, ValueError, KeyError, TypeError):
         value = compute()
     if time.time() - status.st_mtime > _SETTLED_SECONDS:
-        with written_atomically(memo) as temporary:
+        with suppress(ValueError), written_atomically(cache_folder("files") / memo) as temporary:  # it may be read-only
             temporary.write_text(json.dumps({"file": identity, "value": value}))
     return value
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -92,9 +99,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Removes what killed processes left of earlier attempts at `target`."""
-    for path in target.parent.glob(f"{target.name}.tmp-*"):
+def _remove_abandoned(folder: Path, name: str) -> None:
+    """Removes what killed processes left of earlier attempts at `name`."""
+    for path in folder.glob(f"{name}.tmp-*"):
         try:
             abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
         except FileNotFoundError:  # its writer has just finished

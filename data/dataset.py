@@ -1,12 +1,28 @@
-"""From a configuration to tokenized training and validation text."""
+"""From a configuration to tokenized training and validation text, and to the batches that a run reads of it."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
 
 from data.cache import cache_folder, digest_of, written_atomically
-from data.packing import Packing
-from data.shards import Corpus, Progress, prepare_corpus
-from data.sources import EMBEDDED, Source, open_source, split_source
-from data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
+from data.fitting import FittedRows, TooLong
+from data.foreign_files import is_foreign
+from data.foreign_shards import open_foreign
+from data.loader import Batch, Loader, Rows
+from data.mixture import Portion, parse_mixture
+from data.packing import ConcatenatedRows, Packing
+from data.prepare import Progress, prepare_corpus
+from data.reading import Reading
+from data.shards import Corpus
+from data.sources import EMBEDDED, Source, open_pairs, open_source, split_source
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
+from data.tokenizers.sentence_piece import train_sentencepiece
 
 
 @dataclass(frozen=True)
@@ -14,23 +30,59 @@ class DataConfig:
     """The text that is learned from and the shape of its rows.
 
     Attributes:
-        path: a file, folder or glob of .txt, .md, .jsonl, each also .gz; or "embedded", text that Python carries.
-        valid_path: the same for validation; without it a tenth of `path` is held out.
-        text_column: the key of the text in .jsonl files.
+        path: a file, folder or glob: .txt, .md (a document a file), .jsonl, .json, .csv, .tsv, .parquet (a document a
+            record), each also .gz or .zst; ready shards, .bin of nanoGPT or Megatron; hub:NAME, a Hugging Face dataset;
+            module:name, your own source; or "embedded", text that Python carries.
+        valid_path: the same as `path` for validation; without it a tenth is held out.
+        mixture: several sources in place of `path`, each NAME=WEIGHT:PATH, or NAME=2epochs:PATH.
+        source_path: of parallel files, the lines that are given; with `target_path`, in place of `path`.
+        target_path: of parallel files, the lines that are learned.
+        valid_source_path: parallel files for validation.
+        valid_target_path: parallel files for validation.
+        text_column: the column of the text in records.
+        prompt: with `response`, a record is a pair: what is given, a template that names columns, "{question} ".
+        response: what is learned of a pair, "{answer}".
+        suffixes: the files of a folder that are read, each as one document of text: .py .c
+        bad: documents that cannot be read: "stop" at the first, or "skip" and count them.
         tokenizer: "bytes", "characters", "sentencepiece" (trained on the text, model.vocab_size pieces), or the folder
             or file of a tokenizer.
         max_length: tokens a row.
         packing: "isolated": documents in a row can't see each other; "contiguous": they can.
+        whole: rows hold whole documents, packed first-fit, rather than a cut stream of them; pairs always are.
+        too_long: whole documents longer than a row: "refuse", "drop" or "cut" them, or "split" what is no pair.
+        workers: processes that tokenize; by default one a core.
         allow_changed: resume although the data are not what the run began with.
     """
 
     path: str = EMBEDDED
     valid_path: str | None = None
+    mixture: tuple[str, ...] = ()
+    source_path: str | None = None
+    target_path: str | None = None
+    valid_source_path: str | None = None
+    valid_target_path: str | None = None
     text_column: str = "text"
+    prompt: str = ""
+    response: str = ""
+    suffixes: tuple[str, ...] = ()
+    bad: Literal["stop", "skip"] = "stop"
     tokenizer: str = "bytes"
     max_length: int = 1024
     packing: Packing = "isolated"
+    whole: bool = False
+    too_long: TooLong = "refuse"
+    workers: int | None = field(default=None, metadata={"operational": True})
     allow_changed: bool = field(default=False, metadata={"operational": True})
+
+    @property
+    def reading(self) -> Reading:
+        """How documents are taken from files."""
+        return Reading(self.text_column, self.prompt, self.response, self.suffixes, self.bad)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a document is a text that is given and one that is learned."""
+        return bool(self.response or self.source_path)
 
     def validate(self) -> None:
         """Refuses what can't be.
@@ -40,25 +92,67 @@ class DataConfig:
         """
         if self.max_length < 1:
             raise ValueError(f"data.max_length={self.max_length} must be at least 1; pass --data.max-length 1024")
-        if self.packing not in ("isolated", "contiguous"):
-            raise ValueError(f"data.packing={self.packing!r} must be isolated or contiguous")
-        for name in ("path", "text_column", "tokenizer"):
+        for name, choices in (
+            ("packing", ("isolated", "contiguous")),
+            ("too_long", ("refuse", "drop", "cut", "split")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)!r} must be {', '.join(choices[:-1])} or {choices[-1]}"
+                )
+        for name in ("path", "tokenizer"):
             if not getattr(self, name):
                 raise ValueError(f"data.{name} is empty; pass --data.{name.replace('_', '-')} with a value")
+        for given, learned in (("source_path", "target_path"), ("valid_source_path", "valid_target_path")):
+            if bool(getattr(self, given)) != bool(getattr(self, learned)):
+                raise ValueError(f"data.{given} and data.{learned} go together: give both, or neither")
+        if self.valid_source_path and self.valid_path:
+            raise ValueError("data.valid_path and data.valid_source_path are two validation texts; give one of them")
+        if self.source_path and self.mixture:
+            raise ValueError("data.mixture and data.source_path can't be given together; give one of them")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"data.workers={self.workers} must be at least 1")
+        if self.pairs and self.too_long == "split":
+            raise ValueError('data.too_long="split" is for text, and these are pairs; pass refuse, drop or cut')
+        self.reading.validate()
+        self.portions()
+
+    def portions(self) -> tuple[Portion, ...]:
+        """The sources that are learned from, one of them unless they are mixed."""
+        if self.mixture:
+            return parse_mixture(self.mixture)
+        path = self.source_path or self.path
+        return (Portion(path, path, 1.0),)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Text as tokens. `digest` changes with the text, its split and the tokenizer."""
+    """Text as tokens: of each portion of the training text, and of the validation text."""
 
     tokenizer: Tokenizer
-    train: Corpus
+    portions: tuple[Portion, ...]
+    corpora: tuple[Corpus, ...]
     valid: Corpus
 
     @property
     def digest(self) -> str:
-        """The hexadecimal SHA-256 that a run records, to find changed data on resume."""
-        return digest_of(self.train.digest, self.valid.digest)
+        """The hexadecimal SHA-256 of texts, their split and the tokenizer: by it changed data are found on resume."""
+        return digest_of(*(corpus.digest for corpus in self.corpora), self.valid.digest)
+
+    def loader(
+        self, config: DataConfig, seed: int, prepare: Callable[[Batch, np.ndarray], Batch] | None = None
+    ) -> Loader:
+        """The batches of the training text, as a function of the examples seen (data/loader.py)."""
+        sources = [make_rows(corpus, config, self.tokenizer) for corpus in self.corpora]
+        weights = [portion.weight(len(rows)) for portion, rows in zip(self.portions, sources, strict=True)]
+        return Loader(sources, seed, prepare, weights, [portion.name for portion in self.portions])
+
+
+def make_rows(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer) -> Rows:
+    """A corpus in rows of `config.max_length`: cut from the stream of documents, or of whole documents."""
+    if config.pairs or config.whole:
+        return FittedRows(corpus, config.max_length, config.packing, tokenizer.end_id, config.too_long)
+    return ConcatenatedRows(corpus, config.max_length, config.packing, tokenizer.end_id)
 
 
 def prepare_dataset(
@@ -67,6 +161,7 @@ def prepare_dataset(
     seed: int,
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
+    make: Callable[[Source, Tokenizer, Progress | None], Corpus] | None = None,
 ) -> Dataset:
     """Finds and splits the text, makes a tokenizer where none is given, and tokenizes, all of it once into the cache.
 
@@ -76,30 +171,79 @@ def prepare_dataset(
         seed: of the sample that SentencePiece trains on.
         tokenizer: the run's, on resume and in evaluation.
         progress: called with the stored bytes done and in all, for training and validation text together.
+        make: what tokenizes a source; by default `prepare_corpus`.
 
     Raises:
         ValueError: bad data, a bad tokenizer, or one that doesn't fit the model's vocabulary.
     """
     config.validate()
-    train, valid = open_sources(config)
+    portions = config.portions()
+    if any(is_foreign(path) for path in (*(portion.path for portion in portions), config.valid_path or "")):
+        return _open_ready(config, portions, vocab_size, tokenizer, progress)
+    train, valid = open_sources(config, allow_code=True, progress=progress)
     if tokenizer is None:
         tokenizer = _make_tokenizer(config, train, valid, vocab_size, seed)
     check_vocabulary(tokenizer, vocab_size)
-    total = Source((*train.parts, *valid.parts)).stored_bytes
-    before_valid = total - valid.stored_bytes  # 0 where both are ranges of one file
-    return Dataset(
-        tokenizer,
-        prepare_corpus(train, tokenizer, progress and (lambda done, _: progress(done, total))),
-        prepare_corpus(valid, tokenizer, progress and (lambda done, _: progress(before_valid + done, total))),
-    )
+    make = make or partial(prepare_corpus, workers=config.workers)
+    sources = (*train, valid)
+    ends = list(accumulate(source.stored_bytes for source in sources))
+    corpora = []
+    for source, end in zip(sources, ends, strict=True):
+        before = end - source.stored_bytes
+
+        def reached(done: int, _: int, before: int = before) -> None:
+            if progress:
+                progress(before + done, ends[-1])
+
+        corpora.append(make(source, tokenizer, reached))
+    return Dataset(tokenizer, portions, tuple(corpora[:-1]), corpora[-1])
 
 
-def open_sources(config: DataConfig) -> tuple[Source, Source]:
-    """The training and the validation text of a configuration."""
-    source = open_source(config.path, config.text_column)
-    if config.valid_path is None:
-        return split_source(source)
-    return source, open_source(config.valid_path, config.text_column)
+def prepare_text(config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
+    """All of the training text of a configuration, tokenized: nothing is held out of what is only scored."""
+    config.validate()
+    (portion,) = config.portions()
+    if is_foreign(portion.path):
+        return open_foreign(portion.path, tokenizer, progress)
+    if config.source_path and config.target_path:
+        source = open_pairs(config.source_path, config.target_path, config.reading)
+    else:
+        source = open_source(portion.path, config.reading, allow_code=True, progress=progress)
+    return prepare_corpus(source, tokenizer, progress, config.workers)
+
+
+def prepare_held_out(config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
+    """The validation text of a saved configuration, tokenized; code that it names is not run.
+
+    Raises:
+        ValueError: as `prepare_dataset`.
+    """
+    paths = [portion.path for portion in config.portions()]
+    if is_foreign(config.valid_path or paths[0]):
+        held_out = open_foreign(config.valid_path or paths[0], tokenizer, progress)
+        return held_out if config.valid_path else held_out.split()[1]
+    return prepare_corpus(open_sources(config)[1], tokenizer, progress, config.workers)
+
+
+def open_sources(
+    config: DataConfig, allow_code: bool = False, progress: Progress | None = None
+) -> tuple[tuple[Source, ...], Source]:
+    """The training text, a source a portion, and the validation text of a configuration.
+
+    `allow_code` lets a path name the user's own code, module:name: only for what was asked for in this command.
+    `progress` is told of what has to be copied first.
+    """
+    reading = config.reading
+    if config.source_path and config.target_path:
+        opened = [open_pairs(config.source_path, config.target_path, reading)]
+    else:
+        opened = [open_source(portion.path, reading, allow_code, progress) for portion in config.portions()]
+    if config.valid_source_path and config.valid_target_path:
+        return tuple(opened), open_pairs(config.valid_source_path, config.valid_target_path, reading)
+    if config.valid_path:
+        return tuple(opened), open_source(config.valid_path, reading, allow_code, progress)
+    train, valid = zip(*map(split_source, opened), strict=True)
+    return train, Source(tuple(part for source in valid for part in source.parts), opened[0].reading)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -120,17 +264,51 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     raise ValueError(f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size} ids, {remedy}")
 
 
-def _make_tokenizer(config: DataConfig, train: Source, valid: Source, vocab_size: int, seed: int) -> Tokenizer:
+def _open_ready(
+    config: DataConfig,
+    portions: tuple[Portion, ...],
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+    progress: Progress | None,
+) -> Dataset:
+    """Ready shards of others: tokens already, whose tokenizer has to be named."""
+    paths = [portion.path for portion in portions] + ([config.valid_path] if config.valid_path else [])
+    if text := [path for path in paths if not is_foreign(path)]:
+        raise ValueError(f"{text[0]} is text and {next(p for p in paths if is_foreign(p))} is tokens; give one kind")
+    if tokenizer is None:
+        if config.tokenizer in ("characters", "sentencepiece"):
+            raise ValueError(
+                f"{paths[0]} holds tokens, and a {config.tokenizer} tokenizer cannot be made from them; name the one "
+                "that made them with --data.tokenizer FOLDER"
+            )
+        tokenizer = ByteTokenizer() if config.tokenizer == "bytes" else load_tokenizer(config.tokenizer)
+    check_vocabulary(tokenizer, vocab_size)
+    opened = [open_foreign(path, tokenizer, progress) for path in paths]
+    if config.valid_path:
+        return Dataset(tokenizer, portions, tuple(opened[:-1]), opened[-1])
+    if len(opened) > 1:
+        raise ValueError("a mixture of ready shards needs --data.valid-path, a .bin of its own")
+    train, valid = opened[0].split()
+    return Dataset(tokenizer, portions, (train,), valid)
+
+
+def _make_tokenizer(
+    config: DataConfig, train: tuple[Source, ...], valid: Source, vocab_size: int, seed: int
+) -> Tokenizer:
+    def texts(sources: Iterable[Source]) -> Iterable[str]:
+        return (text for source in sources for text in source.texts())
+
     match config.tokenizer:
         case "bytes":
             return ByteTokenizer()
         case "characters":
             # Of all the text, so that a rare letter in the held-out part can be scored.
-            return CharacterTokenizer.of(text for source in (train, valid) for text in source.texts())
+            return CharacterTokenizer.of(texts((*train, valid)))
         case "sentencepiece":
-            folder = cache_folder("tokenizers") / digest_of("sentencepiece bpe 1", train.digest, vocab_size, seed)
+            digests = [source.digest for source in train]
+            folder = cache_folder("tokenizers") / digest_of("sentencepiece bpe 2", digests, vocab_size, seed)
             if not folder.exists():
-                trained = train_sentencepiece(train.texts(), vocab_size, seed=seed)
+                trained = train_sentencepiece(texts(train), vocab_size, seed=seed)
                 with written_atomically(folder) as temporary:
                     trained.save(temporary)
             return load_tokenizer(folder)

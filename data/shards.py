@@ -1,85 +1,126 @@
-"""Tokens on disk: a corpus is tokenized once into memory-mapped shards, and read from there ever after.
+"""Tokens on disk, read: one stream of tokens in memory-mapped shards, and where its documents are.
 
-A corpus is one stream of tokens. Each document stands in it as its start token and then its own tokens; end tokens
-are not stored, since packing knows where documents end. Beside the tokens stand, for each document, where it starts,
-and the UTF-8 bytes and whitespace-separated words of its text, which evaluation reports by.
+A corpus is one stream of tokens. Each document stands in it as its start token, the tokens that are given (a prompt's)
+and the tokens that are learned; end tokens are not stored, since packing knows where documents end. data/prepare.py
+writes such corpora; data/foreign_shards.py reads those of other programs.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import mmap
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data.cache import cache_folder, digest_of, written_atomically
-from data.sources import Block, Source
-from data.tokenizer import Tokenizer
+FORMAT = "jumok corpus 2"
+DOCUMENT_COLUMNS = ("starts", "given", "bytes", "words")
 
-Progress = Callable[[int, int], None]
-"""Called with the stored bytes done and the stored bytes in all."""
+# Python keeps a file open for as long as it is mapped, and a process may usually open 1,024.
+_MAPPED_SHARDS = 512
 
-FORMAT = "jumok corpus 1"
-_SHARD_TOKENS = 1 << 27
-_BATCH = 1 << 21  # characters that are encoded together: enough for every core, little enough for a moving bar
-_DOCUMENT_ARRAYS = ("starts", "bytes", "words")
+
+class Shard(NamedTuple):
+    """A file that holds `tokens` tokens of `dtype` behind `skipped` bytes of other things."""
+
+    path: Path
+    dtype: str
+    tokens: int
+    skipped: int = 0
+
+
+class Column(Protocol):
+    """A number for each document, read in slices."""
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        ...
+
+    def __getitem__(self, key: slice, /) -> np.ndarray:
+        """The numbers of some documents, int64."""
+        ...
 
 
 class Corpus:
-    """A tokenized corpus, memory-mapped.
+    """A stream of tokens, cut into documents.
 
-    `document_starts`, `document_bytes` and `document_words` are int64 arrays with an element a document: where in the
-    stream its start token stands, its UTF-8 bytes, and its words.
+    Args:
+        digest: changes with the text and the tokenizer.
+        shards: which hold the stream, one after another.
+        starts: where in the stream each document's first token stands, int64 [n].
+        given: how many of each document's tokens are given, its start token among them, int64 [n].
+        begin, end: which tokens of the shards are the stream; all of them by default.
 
-    Raises:
-        ValueError: the folder holds no corpus, or its files are not of the recorded sizes.
+    Attributes:
+        document_starts, document_given: the same.
+        document_bytes, document_words: UTF-8 bytes and whitespace-separated words of each document's learned text.
+        num_tokens, num_documents, num_bytes, num_words: their number in all.
+        num_scored: how many tokens are learned, end tokens not counted.
+        longest: the tokens of the longest document.
+        empty, refused: how many documents were left out because they had no text, or could not be read.
+        refusals: the first few sentences that say why they could not.
     """
 
-    def __init__(self, folder: Path):
-        try:
-            index = json.loads((folder / "index.json").read_text())
-            if index["format"] != FORMAT:
-                raise ValueError(f"format {index['format']!r}")
-            dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[index["dtype"]])
-            self.digest: str = index["digest"]
-            sizes = [shard["tokens"] for shard in index["shards"]]
-            self._shards = [_mapped(folder / shard["file"], dtype, shard["tokens"]) for shard in index["shards"]]
-            columns = {
-                name: _mapped(folder / f"{name}.bin", np.dtype("<i8"), index["documents"]) for name in _DOCUMENT_ARRAYS
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder} is not a whole corpus of this program ({error}); delete that folder, and it is made anew"
-            ) from error
-        self.document_starts, self.document_bytes, self.document_words = (columns[name] for name in _DOCUMENT_ARRAYS)
+    document_bytes: Column
+    document_words: Column
+    num_bytes: int
+    num_words: int
+    num_scored: int
+    longest: int
+    empty: int = 0
+    refused: int = 0
+    refusals: Sequence[str] = ()
+
+    def __init__(
+        self,
+        digest: str,
+        shards: Sequence[Shard],
+        starts: np.ndarray,
+        given: np.ndarray,
+        begin: int = 0,
+        end: int | None = None,
+    ):
+        self.digest, self.document_starts, self.document_given = digest, starts, given
+        self._shards = tuple(shards)
+        sizes = [shard.tokens for shard in shards]
         self._bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self.num_tokens = int(self._bounds[-1])
-        self.num_documents = len(self.document_starts)
-        self.num_bytes: int = index["bytes"]
-        self.num_words: int = index["words"]
+        self.num_tokens = int(self._bounds[-1] if end is None else end) - begin
+        self._bounds -= begin
+        self.num_documents = len(starts)
+        self._dtype = np.result_type(*{shard.dtype for shard in shards})
+
+    @property
+    def learned_only(self) -> bool:
+        """Whether nothing but start tokens is given, as in plain text."""
+        return self.num_scored == self.num_tokens - self.num_documents
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """The stream's tokens from `start` up to `stop`, as stored (unsigned)."""
-        first = int(np.searchsorted(self._bounds, start, "right")) - 1
-        if stop <= self._bounds[first + 1]:
-            offset = self._bounds[first]
-            return self._shards[first][start - offset : stop - offset]
-        pieces = []
-        for shard, low, high in zip(self._shards, self._bounds[:-1], self._bounds[1:], strict=True):
-            if low < stop and high > start:
-                pieces.append(shard[max(start - low, 0) : min(stop, high) - low])
-        return np.concatenate(pieces)
+        number = int(np.searchsorted(self._bounds, start, "right")) - 1
+        result, done = np.empty(stop - start, self._dtype), 0
+        while start < stop:
+            low, high = self._bounds[number : number + 2].tolist()
+            tokens = _mapped(self._shards[number])[start - low : min(stop, high) - low]
+            if len(tokens) == len(result):
+                return tokens
+            result[done : done + len(tokens)] = tokens
+            start, done, number = high, done + len(tokens), number + 1
+        return result
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` tokens from each start (int64 [n]) on: [n, length], zero beyond the stream's end."""
-        result = np.zeros((len(starts), length), self._shards[0].dtype)
-        inside = np.zeros(len(starts), bool)
-        for shard, low in zip(self._shards, self._bounds, strict=False):
-            rows = np.flatnonzero((starts >= low) & (starts + length <= low + len(shard)))
-            if rows.size:  # one copy in C for all the rows that lie in one shard
-                result[rows] = np.lib.stride_tricks.sliding_window_view(shard, length)[starts[rows] - low]
-                inside[rows] = True
+        numbers = np.searchsorted(self._bounds, starts, "right") - 1
+        offsets = starts - self._bounds[numbers]
+        inside = starts + length <= np.minimum(self._bounds[numbers + 1], self.num_tokens)
+        if len(starts) and inside.all() and (numbers == numbers[0]).all():  # one copy in C for all of them
+            shard = _mapped(self._shards[numbers[0]])
+            return np.lib.stride_tricks.sliding_window_view(shard, length)[offsets]
+        result = np.zeros((len(starts), length), self._dtype)
+        for row, number, offset in zip(
+            np.flatnonzero(inside), numbers[inside].tolist(), offsets[inside].tolist(), strict=True
+        ):
+            result[row] = _mapped(self._shards[number])[offset : offset + length]
         for row in np.flatnonzero(~inside):
             tokens = self.slice(int(starts[row]), min(int(starts[row]) + length, self.num_tokens))
             result[row, : len(tokens)] = tokens
@@ -92,126 +133,59 @@ class Corpus:
         return self.slice(int(self.document_starts[number]), int(stop))
 
 
-def prepare_corpus(source: Source, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
-    """The source's documents as tokens: from the cache, or tokenized into it.
+class PreparedCorpus(Corpus):
+    """A corpus that data/prepare.py wrote.
 
     Raises:
-        ValueError: whatever is wrong with a file, text that the tokenizer can't encode, or no text at all.
+        ValueError: the folder holds no corpus, or its files are not of the recorded sizes.
     """
-    digest = digest_of(FORMAT, source.digest, tokenizer.digest)
-    folder = cache_folder("corpora") / digest
-    if not folder.exists():
-        with written_atomically(folder) as temporary:
-            temporary.mkdir()
-            _write(temporary, source, tokenizer, digest, progress)
-    return Corpus(folder)
+
+    def __init__(self, folder: Path):
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            if index["format"] != FORMAT:
+                raise ValueError(f"format {index['format']!r}")
+            dtype = {"uint16": "<u2", "uint32": "<u4"}[index["dtype"]]
+            shards = [Shard(folder / shard["file"], dtype, shard["tokens"]) for shard in index["shards"]]
+            for shard in shards:
+                check_size(shard.path, shard.tokens * np.dtype(dtype).itemsize)
+            self.longest, self.empty, self.refused = index["longest"], index["empty"], index["refused"]
+            self.num_bytes, self.num_words = index["bytes"], index["words"]
+            self.num_scored, self.refusals = index["tokens"] - index["given"], tuple(index["refusals"])
+            columns = {name: column(folder / f"{name}.bin", index["documents"]) for name in index["columns"]}
+            given = columns.get("given", np.broadcast_to(np.int64(1), index["documents"]))
+            super().__init__(index["digest"], shards, columns["starts"], given)
+            self.document_bytes, self.document_words = columns["bytes"], columns["words"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} is not a whole corpus of this program ({error}); delete that folder, and it is made anew"
+            ) from error
 
 
-def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    size = path.stat().st_size
-    if size != length * dtype.itemsize:
-        raise ValueError(f"{path.name} has {size} bytes instead of {length * dtype.itemsize}")
-    return np.memmap(path, dtype, "r", shape=(length,)).view(np.ndarray)
+def check_size(path: Path, size: int) -> None:
+    """Refuses a file that has not `size` bytes.
+
+    Raises:
+        ValueError: with both sizes.
+        OSError: there is no such file.
+    """
+    if (found := path.stat().st_size) != size:
+        raise ValueError(f"{path.name} has {found} bytes instead of {size}")
 
 
-@dataclass
-class _Piece:
-    """Text that is encoded in one go: a block, or a document where the tokenizer needs it whole."""
+def column(path: Path, length: int) -> np.ndarray:
+    """A file of int64, memory-mapped.
 
-    text: str
-    opens: bool
-    words: int
-    read: int
-
-
-def _write(folder: Path, source: Source, tokenizer: Tokenizer, digest: str, progress: Progress | None) -> None:
-    total, dtype = source.stored_bytes, np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    writer = _ShardWriter(folder, dtype)
-    starts, sizes, words = [], [], []
-    for batch in _batches(_pieces(source.blocks(), tokenizer.cuts)):
-        for piece, tokens in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-            if piece.opens:
-                starts.append(writer.position)
-                sizes.append(0)
-                words.append(0)
-                writer.write(np.array([tokenizer.start_id], dtype))
-            writer.write(tokens.astype(dtype))
-            sizes[-1] += len(piece.text.encode())
-            words[-1] += piece.words
-        if progress:
-            progress(batch[-1].read, total)
-    writer.close()
-    if not starts:
-        raise ValueError(f"{source} holds no text; give a file with some")
-    for name, values in zip(_DOCUMENT_ARRAYS, (starts, sizes, words), strict=True):
-        np.array(values, "<i8").tofile(folder / f"{name}.bin")
-    index = {
-        "format": FORMAT,
-        "digest": digest,
-        "tokenizer": tokenizer.digest,
-        "source": str(source),
-        "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
-        "tokens": writer.position,
-        "documents": len(starts),
-        "bytes": sum(sizes),
-        "words": sum(words),
-        "shards": writer.shards,
-    }
-    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    Raises:
+        ValueError: it has not `length` of them.
+        OSError: there is no such file.
+    """
+    check_size(path, length * 8)
+    return np.memmap(path, "<i8", "r", shape=(length,)).view(np.ndarray)
 
 
-def _pieces(blocks: Iterator[Block], cuts: bool) -> Iterator[_Piece]:
-    """The blocks that hold text, joined to documents unless the tokenizer cuts; documents without text are left out."""
-    waiting: list[str] = []
-    opens, in_word = True, False
-    for text, last, read in blocks:
-        waiting.append(text)
-        if last or cuts:
-            text = "".join(waiting)
-            waiting = []
-            if text:
-                straddles = in_word and not text[0].isspace()  # a word that the block before began
-                yield _Piece(text, opens, len(text.split()) - straddles, read)
-                opens, in_word = False, not text[-1].isspace()
-        if last:
-            opens, in_word = True, False
-
-
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    held = 0
-    for piece in pieces:
-        batch.append(piece)
-        held += len(piece.text)
-        if held >= _BATCH:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-class _ShardWriter:
-    """Appends tokens to files of about `_SHARD_TOKENS` tokens."""
-
-    def __init__(self, folder: Path, dtype: np.dtype):
-        self.position = 0
-        self.shards: list[dict[str, str | int]] = []
-        self._folder, self._dtype = folder, dtype
-        self._file: BinaryIO | None = None
-        self._opened_at = 0
-
-    def write(self, tokens: np.ndarray) -> None:
-        if self._file is None:
-            self._opened_at = self.position
-            self._file = (self._folder / f"tokens-{len(self.shards):05d}.bin").open("wb")
-        self._file.write(tokens.tobytes())
-        self.position += len(tokens)
-        if self.position - self._opened_at >= _SHARD_TOKENS:
-            self.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            name = f"tokens-{len(self.shards):05d}.bin"
-            self.shards.append({"file": name, "tokens": self.position - self._opened_at})
+@lru_cache(_MAPPED_SHARDS)
+def _mapped(shard: Shard) -> np.ndarray:
+    with shard.path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    return np.frombuffer(content, shard.dtype, shard.tokens, shard.skipped)

@@ -1,110 +1,236 @@
-"""Documents from files: .txt and .md (one a file), .jsonl (one a line), each also .gz; and Python's own text.
+"""Sources: documents in a fixed order, from files, folders, globs, pairs of files, and copies of what is no file.
 
-Reading is streaming, in blocks of a few million characters, so that no file has to fit into memory. Whatever is
-wrong with a file is said in one sentence with its place.
+A source is plain values. It is read in blocks, identified by a digest, split into training and validation text, and
+divided into pieces that any number of processes read apart.
 """
 
-import codecs
-import glob
-import gzip
-import hashlib
-import io
-import json
 import os
-import sys
-import sysconfig
-import tokenize
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile, zip_longest
+from pathlib import PurePosixPath
+from typing import Any
 
 from etils import epath
 
-from data.cache import cache_folder, digest_of, file_fact, written_atomically
-from data.text import cut_at
+from data.cache import digest_of
+from data.copies import Progress, copy_code, copy_hub
+from data.embedded import embedded_corpus
+from data.files import content_name, file_digest, found
+from data.formats import READABLE, Format, find_format, is_named, lines
+from data.reading import PLAIN, Block, Part, Reading
 
 EMBEDDED = "embedded"
-TEXT_SUFFIXES = (".txt", ".md")
-RECORD_SUFFIXES = (".jsonl",)
-_READABLE = ".txt, .md and .jsonl, each also with .gz"
-_CHUNK_BYTES = 1 << 20
-_BLOCK = 1 << 22  # characters
-_NEAR = 4096  # bytes after a text's tenth-from-last place in which a line feed is looked for
-
-
-class Block(NamedTuple):
-    """Some text of a document, whether the document ends with it, and how far the file was read (stored bytes)."""
-
-    text: str
-    last: bool
-    read: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A file or a range of it: bytes of a text file's content, records of a .jsonl; `stop` None for its end."""
-
-    path: str
-    start: int = 0
-    stop: int | None = None
-
-    @property
-    def holds_records(self) -> bool:
-        """Whether each line is a document, rather than the file."""
-        return _suffix(self.path) in RECORD_SUFFIXES
+HUB = "hub:"
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Documents in a fixed order. `text_column` is the key of the text in records."""
+    """Documents in a fixed order: those of each part in turn.
+
+    Raises:
+        ValueError: a reading that can't be.
+    """
 
     parts: tuple[Part, ...]
-    text_column: str = "text"
+    reading: Reading = PLAIN
+
+    def __post_init__(self):
+        self.reading.validate()
 
     @property
     def digest(self) -> str:
-        """Of the files' contents and the ranges, wherever the files lie and whatever they are called."""
-        parts = [
-            (file_fact(p.path, "sha256", lambda p=p: _file_digest(p.path)), p.path.endswith(".gz"), p.start, p.stop)
-            + ((self.text_column,) if p.holds_records else ())
-            for p in self.parts
-        ]
-        return digest_of(parts)
+        """Of the files' order, contents, ranges, and names below their common folder; and of how they are read."""
+        columns = any(self.format(part).has_columns for part in self.parts)
+        fields = (self.reading.prompt, self.reading.response) if self.reading.response else (self.reading.text_column,)
+        return digest_of(
+            self.reading.bad,
+            fields if columns else (),
+            [
+                (
+                    name,
+                    [file_digest(path) for path in (part.path, part.paired) if path is not None],
+                    (part.start, part.stop, part.continues),
+                    self.format(part).has_columns,
+                )
+                for name, part in zip(_names(self.parts), self.parts, strict=True)
+            ],
+        )
 
     @property
     def stored_bytes(self) -> int:
-        """The sizes of all files, as `Block.read` counts; a file with several ranges counts once."""
-        return sum(epath.Path(path).stat().length for path in {part.path for part in self.parts})
+        """The sizes of the files as they are stored, as `Block.read` counts; of a range, its share of them."""
+        return sum(stop - start for start, stop in map(self._stored_range, self.parts))
 
-    def blocks(self) -> Iterator[Block]:
-        """The documents in blocks, cut where their tokens don't cross (data/text.py)."""
+    def blocks(self, refuse: Callable[[str], None] | None = None) -> Iterator[Block]:
+        """The documents in blocks.
+
+        Args:
+            refuse: where `reading.bad` is "skip", called with a sentence about each document that is left out.
+
+        Raises:
+            ValueError: what is wrong with a file, with its place.
+        """
+
+        def leave_out(sentence: str) -> None:
+            if self.reading.bad == "stop":
+                raise ValueError(sentence)
+            if refuse:
+                refuse(sentence)
+
         done = 0
-        for part in self.parts:
-            blocks = _record_blocks(part, self.text_column) if part.holds_records else _text_blocks(part)
-            read = 0
-            for text, last, read in blocks:
-                yield Block(text, last, done + read)
-            done += read
+        for part, following in zip_longest(self.parts, self.parts[1:]):
+            start, stop = self._stored_range(part)
+            goes_on = following is not None and following.continues
+            for text, last, read, given in self.format(part).blocks(part, self.reading, leave_out):
+                yield Block(text, last and not goes_on, done + min(max(read, start), stop) - start, given)
+            done += stop - start
 
     def texts(self) -> Iterator[str]:
         """The blocks' text alone."""
         return (block.text for block in self.blocks())
 
+    def divide(self, size: int, cuts: bool) -> list["Source"]:
+        """Pieces of about `size` stored bytes, at least one: their blocks, in turn, are those of the whole.
+
+        Small files stand together in a piece. A large one is divided: .jsonl and pairs of files at lines, .parquet at
+        row groups, and text, where `cuts` (`Tokenizer.cuts`) allows it, after a run of line feeds; then the next
+        piece's first part `continues` the document, although the piece before ended with a block that is its `last`.
+        Compressed files, .json, .csv and .tsv stay whole, since each piece would have to read all that lies before
+        it; and so does text that is checked before any of it is given out. The pieces depend on the files and on the
+        arguments alone.
+        """
+        pieces: list[list[Part]] = []
+        group: list[Part] = []
+        held = 0
+        for part in self.parts:
+            start, stop = self._stored_range(part)
+            if ranges := self._ranges(part, -(-(stop - start) // size), cuts):
+                pieces += [group, *([part] for part in ranges)]
+                group, held = [], 0
+                continue
+            group.append(part)
+            held += stop - start
+            if held >= size:
+                pieces.append(group)
+                group, held = [], 0
+        return [Source(tuple(piece), self.reading) for piece in (*pieces, group) if piece]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, which `from_json` reads."""
+        reading = asdict(self.reading) | {"suffixes": list(self.reading.suffixes)}
+        return {"parts": [asdict(part) for part in self.parts], "reading": reading}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Source":
+        """The source that `to_json` described.
+
+        Raises:
+            ValueError: anything else.
+        """
+        match value:
+            case {"parts": [_, *_] as parts, "reading": reading} if len(value) == 2:
+                return cls(tuple(map(_part_from, parts)), _reading_from(reading))
+        raise _no_source(value)
+
     def __str__(self) -> str:
         names = [part.path for part in self.parts]
         return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
 
+    def format(self, part: Part) -> Format:
+        """How a part's file is read."""
+        format = find_format(part, self.reading)
+        if format is None:
+            raise ValueError(f"{part.path} has a suffix that is not read; {_readable(self.reading)}")
+        return format
 
-def open_source(path: str, text_column: str = "text") -> Source:
-    """All documents at `path`: a file, a folder (recursively), a glob, or "embedded".
+    def _stored_range(self, part: Part) -> tuple[int, int]:
+        """The share of its file that a part takes, in stored bytes: all of it, or by the units of its range."""
+        format = self.format(part)
+        size = format.stored(part)
+        if part.start == 0 and part.stop is None:
+            return 0, size
+        length = max(format.length(part), 1)
+        return size * part.start // length, size if part.stop is None else size * part.stop // length
+
+    def _ranges(self, part: Part, count: int, cuts: bool) -> list[Part]:
+        """A part in at most `count` pieces; none where it stays whole."""
+        format = self.format(part)
+        is_document = not format.has_columns
+        if count < 2 or (is_document and not (cuts and self.reading.bad == "stop")):
+            return []
+        start, stop = part.start, format.length(part) if part.stop is None else part.stop
+        places = format.places(part, [start + (stop - start) * number // count for number in range(1, count)])
+        if not places:
+            return []
+        first, *others = zip([start, *places], [*places, part.stop], strict=True)
+        return [
+            replace(part, stop=first[1]),
+            *(replace(part, start=low, stop=high, continues=is_document) for low, high in others),
+        ]
+
+
+def open_source(
+    path: str, reading: Reading = PLAIN, allow_code: bool = False, progress: Progress | None = None
+) -> Source:
+    """All documents at `path`.
+
+    Args:
+        path: a file, a folder (recursively), a glob; "embedded", text that Python carries; hub:OWNER/NAME of Hugging
+            Face; or module:function, a random-access source of one's own (data/copies.py).
+        reading: how documents are taken from the files.
+        allow_code: whether module:function may be imported and called: only where a person has just named it.
+        progress: called with the records done and the records in all while a copy is made of what is no file.
 
     Raises:
         ValueError: nothing there that can be read.
     """
-    return Source(tuple(map(Part, find_files(path))), text_column)
+    if path == EMBEDDED:
+        files = [str(embedded_corpus())]
+    elif path.startswith(HUB):
+        files = copy_hub(path.removeprefix(HUB), progress)
+    elif names_code(path):
+        if not allow_code:
+            raise ValueError(
+                f"the data path {path} names code, and code that only a saved configuration names is never run; "
+                f"name it once more with --data.path {path}"
+            )
+        files = copy_code(path, progress)
+    else:
+        files = find_files(path, reading)
+    return Source(tuple(map(Part, files)), reading)
+
+
+def names_code(path: str) -> bool:
+    """Whether a data path is module:function, which is imported and called."""
+    return bool(_CODE.fullmatch(path)) and not path.startswith(HUB) and not os.path.exists(path)
+
+
+def open_pairs(source_path: str, target_path: str, reading: Reading = PLAIN) -> Source:
+    """Pairs of lines: what is given from the file at `source_path`, and what is learned from that at `target_path`.
+
+    Globs and folders give several files each, which belong together in their sorted order. The lines are the columns
+    `source` and `target` of the reading's templates, by default "{source}" with a line feed and "{target}".
+
+    Raises:
+        ValueError: nothing there, or files or lines without a partner.
+    """
+    sources, targets = found(source_path), found(target_path)
+    if len(sources) != len(targets):
+        raise ValueError(
+            f"{source_path} holds {len(sources)} files and {target_path} {len(targets)}; every file needs its partner"
+        )
+    for source, target in zip(sources, targets, strict=True):
+        if (given := lines(source)) != (learned := lines(target)):
+            raise ValueError(
+                f"{source} has {given} lines and {target} has {learned}; line by line they must belong together"
+            )
+    if not reading.response:
+        reading = replace(reading, prompt="{source}\n", response="{target}")
+    parts = (Part(source, paired=target) for source, target in zip(sources, targets, strict=True))
+    return Source(tuple(parts), reading)
 
 
 def split_source(source: Source) -> tuple[Source, Source]:
@@ -115,281 +241,98 @@ def split_source(source: Source) -> tuple[Source, Source]:
     """
     only, *others = source.parts
     if others:
-        train, valid = _split_files(source.parts)
+        train, valid = _split_files(source)
     else:
-        place = _last_tenth_of_records(only.path) if only.holds_records else _last_tenth_of_text(only.path)
+        place = source.format(only).last_tenth(only)
         if place is None:
             raise ValueError(
                 f"{only.path} is too small to hold out a tenth of it for validation; give more text, "
                 f"or pass --data.valid-path FILE"
             )
-        train, valid = (Part(only.path, 0, place),), (Part(only.path, place),)
-    return Source(train, source.text_column), Source(valid, source.text_column)
+        train, valid = (replace(only, stop=place),), (replace(only, start=place),)
+    return replace(source, parts=train), replace(source, parts=valid)
 
 
-def find_files(path: str) -> list[str]:
-    """The readable files at `path`, sorted; hidden ones are passed over.
+def find_files(path: str, reading: Reading = PLAIN) -> list[str]:
+    """The files at `path` that are read, sorted; in a folder, hidden ones and those of other kinds are passed over.
 
     Raises:
         ValueError: the path is missing, matches nothing, or has a kind of file that can't be read.
     """
-    if path == EMBEDDED:
-        return [str(embedded_corpus())]
-    if any(character in path for character in "*?[") and not epath.Path(path).exists():
-        files = sorted(_matches(path))
+    present = found(path)
+    if epath.Path(path).expanduser().is_dir():
+        files = [file for file in present if _is_read(file, reading)]
         if not files:
-            raise ValueError(f"no file matches {path!r}; give a file, a folder or a glob of {_READABLE}")
-    else:
-        root = epath.Path(path).expanduser()
-        if not root.exists():
-            raise ValueError(f"the data path {path!r} does not exist; give a file, a folder or a glob of {_READABLE}")
-        files = [os.fspath(root)]
-        if root.is_dir():
-            present = sorted(_walk(root))
-            files = [file for file in present if _suffix(file) in TEXT_SUFFIXES + RECORD_SUFFIXES]
-            if not files:
-                kinds = sorted({Path(file).suffix or "no suffix" for file in present})
-                found = f"only files with {', '.join(kinds[:6])}" if kinds else "no files"
-                raise ValueError(f"the folder {path!r} holds {found}; the readable ones are {_READABLE}")
-    for file in files:
-        if _suffix(file) not in TEXT_SUFFIXES + RECORD_SUFFIXES:
-            raise ValueError(f"{file} has a suffix that is not read; the readable ones are {_READABLE}")
-    return files
+            kinds = sorted({PurePosixPath(content_name(file)).suffix or "no suffix" for file in present})
+            holds = f"only files with {', '.join(kinds[:6])}" if kinds else "no files"
+            raise ValueError(f"the folder {path!r} holds {holds}; {_readable(reading)}")
+        return files
+    if other := next((file for file in present if not find_format(Part(file), reading)), None):
+        raise ValueError(f"{other} has a suffix that is not read; {_readable(reading)}")
+    return present
 
 
-def embedded_corpus() -> Path:
-    """Text that Python itself carries, as one .jsonl: the language reference and the standard library's sources.
-
-    It is copied into the cache once, and the copy is what counts from then on, whatever becomes of that Python. The
-    documents stand in the order of a digest of their names, so that any tail is a fair sample of whole files.
-    """
-    copy = cache_folder("embedded") / "python.jsonl"
-    if not copy.exists():
-        documents = sorted(_python_documents(), key=lambda document: digest_of(document[0]))
-        if sum(len(text) for _, text in documents) < 1_000_000:
-            raise ValueError(
-                f"this Python ({sys.executable}) does not carry the sources that the embedded corpus is made of; "
-                f"pass --data.path FILE"
-            )
-        with written_atomically(copy) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for name, text in documents:
-                file.write(json.dumps({"name": name, "text": text}, ensure_ascii=False) + "\n")
-    return copy
+def _is_read(file: str, reading: Reading) -> bool:
+    """Whether a file of a folder is read: where suffixes are named, only those."""
+    return is_named(file, reading) if reading.suffixes else find_format(Part(file), reading) is not None
 
 
-# What in the standard library is tests, tables, programs for children or somebody else's.
-_NOT_TEXT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "encodings"}
-_NOT_TEXT |= {"distutils", "ensurepip", "turtledemo", "pydoc_data", "__pycache__", "__phello__"}
-_NOT_TEXT |= {"entities.py", "locale.py"}
+def _readable(reading: Reading) -> str:
+    if reading.suffixes:
+        return f"the ones to read are {', '.join(reading.suffixes)}, as --data.suffixes names them"
+    return f"the readable ones are {READABLE}; --data.suffixes names others to be read as text, such as .py"
 
 
-def _python_documents() -> Iterator[tuple[str, str]]:
-    try:
-        from pydoc_data import topics
-    except ImportError:  # some distributions leave it out
-        pass
-    else:
-        for name, text in topics.topics.items():
-            yield f"reference/{name}", text
-    library = Path(sysconfig.get_path("stdlib"))
-    for folder, folders, files in os.walk(library):
-        folders[:] = [name for name in folders if name not in _NOT_TEXT and not name.startswith("config-")]
-        for name in files:
-            if not name.endswith(".py") or name in _NOT_TEXT or name.startswith("_sysconfigdata"):
-                continue  # the last is of one machine
-            path = Path(folder) / name
-            try:
-                with tokenize.open(path) as file:  # knows a source's declared encoding
-                    yield f"library/{path.relative_to(library).as_posix()}", file.read()
-            except (OSError, SyntaxError, UnicodeDecodeError):
-                continue
+def _names(parts: tuple[Part, ...]) -> list[str]:
+    """The files' names below the deepest folder that holds them all: the same wherever that lies."""
+    paths = [part.path.split("/") for part in parts]
+    folders = [path[:-1] for path in paths]
+    depth = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False)))
+    return ["/".join(path[depth:]) for path in paths]
 
 
-def _suffix(path: str) -> str:
-    return Path(path.removesuffix(".gz")).suffix.lower()
-
-
-def _walk(folder: epath.Path) -> Iterator[str]:
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield os.fspath(path)
-
-
-def _matches(pattern: str) -> Iterable[str]:
-    if "://" not in pattern:
-        return (file for file in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(file))
-    fixed, _, rest = pattern.partition("*")
-    root = fixed.rpartition("/")[0]
-    return (os.fspath(path) for path in epath.Path(root).glob(fixed[len(root) + 1 :] + "*" + rest) if not path.is_dir())
-
-
-def _split_files(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    sizes = {part: epath.Path(part.path).stat().length for part in parts}
-    root = os.path.commonpath([os.path.dirname(part.path) for part in parts])
-    names = {part: part.path[len(root) :].lstrip("/") for part in parts}
+def _split_files(source: Source) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    parts = source.parts
+    sizes = [source.format(part).stored(part) for part in parts]
+    names = _names(parts)
     # By a digest of the name within the folder: a new file leaves the others where they were, mostly.
-    room = sum(sizes.values()) / 10
-    held: set[Part] = set()
-    for part in sorted(parts, key=lambda part: digest_of(names[part])):
-        if sizes[part] <= room and sizes[part] > 0:
-            held.add(part)
-            room -= sizes[part]
+    room = sum(sizes) / 10
+    held: set[int] = set()
+    for i in sorted(range(len(parts)), key=lambda i: digest_of(names[i])):
+        if 0 < sizes[i] <= room:
+            held.add(i)
+            room -= sizes[i]
     if not held:
-        held = {min(parts, key=lambda part: (sizes[part], names[part]))}
-    return tuple(p for p in parts if p not in held), tuple(p for p in parts if p in held)
+        held = {min(range(len(parts)), key=lambda i: (sizes[i], names[i]))}
+    train = tuple(part for i, part in enumerate(parts) if i not in held)
+    return train, tuple(part for i, part in enumerate(parts) if i in held)
 
 
-def _last_tenth_of_text(path: str) -> int | None:
-    """The place, in bytes of content, where a text's last tenth begins: after a line feed where one is near."""
-    with _readable(path) as (content, _):
-        size = content.seek(0, io.SEEK_END) if not path.endswith(".gz") else _length(content)
-    if size < 2:
-        return None
-    target = max(1, size * 9 // 10)
-    with _readable(path) as (content, _):
-        content.seek(target)
-        after = content.read(_NEAR)
-    line_feed = after.find(b"\n", 0, size - target - 1)  # not the very last one
-    if line_feed >= 0:
-        return target + line_feed + 1
-    # Otherwise at a character's first byte.
-    first = next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), None)
-    return target + first if first is not None else None
+def _part_from(value: Any) -> Part:
+    match value:
+        case {
+            "path": str(path),
+            "start": int(start),
+            "stop": int() | None as stop,
+            "paired": str() | None as paired,
+            "continues": bool(continues),
+        } if len(value) == 5 and 0 <= start <= (start if stop is None else stop):
+            return Part(path, start, stop, paired, continues)
+    raise _no_source(value)
 
 
-def _length(content: IO[bytes]) -> int:
-    return sum(len(chunk) for chunk in iter(lambda: content.read(_CHUNK_BYTES), b""))
+def _reading_from(value: Any) -> Reading:
+    match value:
+        case {
+            "text_column": str(text_column),
+            "prompt": str(prompt),
+            "response": str(response),
+            "suffixes": [*suffixes],
+            "bad": "stop" | "skip" as bad,
+        } if len(value) == 5 and all(isinstance(suffix, str) for suffix in suffixes):
+            return Reading(text_column, prompt, response, tuple(suffixes), bad)
+    raise _no_source(value)
 
 
-def _last_tenth_of_records(path: str) -> int | None:
-    """The number of the record with which the last tenth begins; at least one is held out."""
-
-    def count() -> int:
-        with _readable(path) as (content, _):
-            return sum(1 for line in content if line.strip())
-
-    records = file_fact(path, "records", count)
-    return records - max(1, records // 10) if records > 1 else None
-
-
-def _file_digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with _opened(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    try:
-        file = epath.Path(path).open("rb")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    with file:
-        yield file
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The content of a file, decompressed, and the file as stored, whose `tell` is the progress."""
-    with _opened(path) as stored:
-        if not path.endswith(".gz"):
-            yield stored, stored
-            return
-        try:
-            with gzip.GzipFile(fileobj=stored) as content:
-                yield io.BufferedReader(content, _CHUNK_BYTES), stored
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file ({error}); make it anew") from error
-
-
-def _text_blocks(part: Part) -> Iterator[Block]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with _readable(part.path) as (content, stored):
-        if part.start:
-            content.seek(part.start)
-        place, stop = part.start, sys.maxsize if part.stop is None else part.stop
-        text = ""
-        while chunk := content.read(min(_CHUNK_BYTES, stop - place)):
-            if place == 0 and chunk.startswith(codecs.BOM_UTF8):  # a mark of the encoding, not text
-                chunk, place = chunk[3:], 3
-            if (null := chunk.find(b"\0")) >= 0:
-                raise ValueError(
-                    f"{part.path} is not text: it holds a zero byte at offset {place + null}; give UTF-8 text"
-                )
-            half = len(decoder.getstate()[0])
-            try:
-                text += decoder.decode(chunk, final=False)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(part.path, f"at offset {place - half + error.start}") from error
-            place += len(chunk)
-            while len(text) > _BLOCK:
-                stop_at = cut_at(text, _BLOCK)
-                yield Block(text[:stop_at], False, stored.tell())
-                text = text[stop_at:]
-        if decoder.getstate()[0]:
-            raise _not_utf8(
-                part.path, f"at offset {place - len(decoder.getstate()[0])}, where it ends in half a character"
-            )
-        yield Block(text, True, stored.tell())
-
-
-def _record_blocks(part: Part, text_column: str) -> Iterator[Block]:
-    stop = sys.maxsize if part.stop is None else part.stop
-    record = -1
-    with _readable(part.path) as (content, stored):
-        for number, line in enumerate(content, start=1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
-            record += 1
-            if record >= stop:
-                return
-            if record < part.start:
-                continue
-            text = _record_text(line, f"{part.path}:{number}", text_column)
-            while len(text) > _BLOCK:
-                stop_at = cut_at(text, _BLOCK)
-                yield Block(text[:stop_at], False, stored.tell())
-                text = text[stop_at:]
-            yield Block(text, True, stored.tell())
-
-
-def _record_text(line: bytes, place: str, text_column: str) -> str:
-    try:
-        record: Any = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise _not_utf8(place, f"at byte {error.start} of the line") from error
-    except (ValueError, RecursionError) as error:
-        reason = (
-            f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "it nests too deeply"
-        )
-        raise ValueError(f"{place} is not JSON ({reason}); a .jsonl file holds one JSON object a line") from error
-    if not isinstance(record, dict):
-        raise ValueError(
-            f"{place} is not a JSON object but {type(record).__name__}; give lines like {{{text_column!r}: ...}}"
-        )
-    if text_column not in record:
-        found = ", ".join(map(repr, list(record)[:10])) or "none"
-        raise ValueError(
-            f"{place} has no column {text_column!r}; the columns there are {found}; pass --data.text-column NAME"
-        )
-    text = record[text_column]
-    if not isinstance(text, str):
-        raise ValueError(f"{place}: the column {text_column!r} holds {type(text).__name__}, not text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{place} holds half of a surrogate pair at character {error.start}, which is no text"
-        ) from error
-    return text
-
-
-def _not_utf8(path: str, where: str) -> ValueError:
-    return ValueError(f"{path} is not UTF-8 text: {where}; convert it, for example with iconv -t UTF-8")
+def _no_source(value: Any) -> ValueError:
+    return ValueError(f"{str(value)[:100]} does not describe a source of text; make the file that holds it anew")

@@ -7,7 +7,7 @@ def cut_at(text: str, limit: int) -> int:
     """The last good place to cut `text`, in (0, limit]; `text` is longer than `limit`.
 
     A good place is before a run of spaces, or else after a run of line feeds: no piece of our vocabularies crosses
-    those (data/tokenizer.py), so the parts' tokens together are the whole's. Text without either is cut at `limit`.
+    those (data/tokenizers/), so the parts' tokens together are the whole's. Text without either is cut at `limit`.
     """
     space = text.rfind(" ", 1, limit + 1)
     if space > 0 and (start_of_run := len(text[:space].rstrip(" "))) > 0:

@@ -12,6 +12,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("train.exchange:export_main", "write a run as a Hugging Face folder, verified"),
     "import": Command("train.exchange:import_main", "read a Hugging Face folder as a run, verified"),
     "data prepare": Command("launch.data_command:prepare", "tokenize a recipe's text into the cache, before it trains"),
+    "data show": Command("launch.show_command:main", "show the rows that a run sees at a position, decoded"),
     "tokenizer train": Command("launch.data_command:train_tokenizer", "make a SentencePiece tokenizer from text"),
     "tokenizer show": Command("launch.data_command:show_tokenizer", "show how a text is cut into tokens"),
     "recipes": Command("launch.recipes_command:main", "list the recipes, with their numbers of parameters"),

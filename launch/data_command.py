@@ -8,32 +8,68 @@ from etils import epath
 
 from data.cache import cache_folder
 from data.dataset import prepare_dataset
+from data.engines import prepare_with_ray
+from data.prepare import prepare_corpus
+from data.reading import Reading
+from data.shards import Corpus
 from data.sources import EMBEDDED, open_source
-from data.tokenizer import ByteTokenizer, load_tokenizer, train_sentencepiece
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.plain import ByteTokenizer
+from data.tokenizers.sentence_piece import train_sentencepiece
 from train.config import RunConfig
 from train.console import Console
 
 
-def prepare(config: RunConfig, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Prepare(RunConfig):
+    """The run whose text is tokenized."""
+
+    engine: Literal["processes", "ray"] = "processes"  # what runs it: processes of this machine, or a Ray cluster
+
+
+def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     """The `data prepare` command: makes the tokenizer and tokenizes, once for all runs that read the same text."""
+    make = prepare_with_ray if config.engine == "ray" else prepare_corpus
     with console.progress("tokenizing") as progress:
-        dataset = prepare_dataset(config.data, config.model.vocab_size, config.seed, None, progress)
-    train, valid = dataset.train, dataset.valid
-    path = str(cache_folder("corpora") / train.digest)
-    rows = [
-        (name, corpus.num_documents, corpus.num_bytes, corpus.num_tokens)
-        for name, corpus in (("training", train), ("validation", valid))
+        dataset = prepare_dataset(config.data, config.model.vocab_size, config.seed, None, progress, make)
+    texts = {portion.name: corpus for portion, corpus in zip(dataset.portions, dataset.corpora, strict=True)}
+    texts["held out"] = dataset.valid
+    counts = {name: _counts(corpus) for name, corpus in texts.items()}
+    shown = [
+        (name, *(f"{value:.3f}" if isinstance(value, float) else value for value in count.values()))
+        for name, count in counts.items()
     ]
-    console.table(config.data.path, ("text", "documents", "bytes", "tokens"), rows)
-    console.say(f"the training text's tokens are in {path}")
+    console.table("", ("text", *(name.replace("_", " ") for name in _counts(dataset.valid))), shown)
+    for sentence in (sentence for corpus in texts.values() for sentence in corpus.refusals):
+        console.say(f"left out: {sentence}")
+    tokenizer = dataset.tokenizer
+    console.say(
+        f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids; {tokenizer.loss or 'it is lossless'}"
+    )
+    folder = cache_folder("corpora")
+    console.say(f"the tokens are in {folder}")
     return {
-        "path": path,
-        "tokens": train.num_tokens,
-        "documents": train.num_documents,
+        "path": str(folder / dataset.corpora[0].digest),
+        "tokens": sum(corpus.num_tokens for corpus in dataset.corpora),
+        "documents": sum(corpus.num_documents for corpus in dataset.corpora),
         "digest": dataset.digest,
-        "validation_tokens": valid.num_tokens,
-        "validation_documents": valid.num_documents,
-        "tokenizer": dataset.tokenizer.kind,
+        "validation_tokens": dataset.valid.num_tokens,
+        "validation_documents": dataset.valid.num_documents,
+        "tokenizer": tokenizer.kind,
+        "loss": tokenizer.loss,
+        "texts": [{"name": name, **count} for name, count in counts.items()],
+    }
+
+
+def _counts(corpus: Corpus) -> dict[str, int | float]:
+    return {
+        "documents": corpus.num_documents,
+        "bytes": corpus.num_bytes,
+        "tokens": corpus.num_tokens,
+        "bytes_a_token": corpus.num_bytes / max(1, corpus.num_scored),
+        "longest": corpus.longest,
+        "empty": corpus.empty,
+        "refused": corpus.refused,
     }
 
 
@@ -43,8 +79,9 @@ class TrainTokenizer:
 
     Attributes:
         folder: where its files are written; new or empty.
-        path: a file, folder or glob of text, or "embedded", the text that Python carries.
-        text_column: the key of the text in .jsonl files.
+        path: where the text is, as --data.path of `jumok train`.
+        text_column: the column of the text in records.
+        suffixes: the files of a folder that are read, each as one document of text: .py .c
         vocab_size: how many ids it has, exactly.
         model_type: byte-pair encoding or a unigram model.
         seed: of the sample of the text that it is trained on.
@@ -53,6 +90,7 @@ class TrainTokenizer:
     folder: tyro.conf.Positional[str]
     path: str = EMBEDDED
     text_column: str = "text"
+    suffixes: tuple[str, ...] = ()
     vocab_size: int = 4096
     model_type: Literal["bpe", "unigram"] = "bpe"
     seed: int = 0
@@ -63,7 +101,8 @@ def train_tokenizer(arguments: TrainTokenizer, console: Console) -> dict[str, An
     folder = epath.Path(arguments.folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; name another one")
-    source = open_source(arguments.path, arguments.text_column)
+    reading = Reading(text_column=arguments.text_column, suffixes=arguments.suffixes)
+    source = open_source(arguments.path, reading, allow_code=True)
     with console.progress("training the tokenizer"):
         tokenizer = train_sentencepiece(source.texts(), arguments.vocab_size, arguments.model_type, seed=arguments.seed)
     tokenizer.save(folder)
@@ -96,7 +135,15 @@ def show_tokenizer(arguments: ShowTokenizer, console: Console) -> dict[str, Any]
     pieces = [_shown(tokenizer.token_bytes(token)) for token in tokens]
     console.table("", ("id", "token"), list(zip(tokens, pieces, strict=True)))
     console.say(f"{len(arguments.text.encode()):,} bytes, {len(tokens):,} tokens ({tokenizer.kind})")
-    return {"tokens": tokens, "pieces": pieces, "bytes": len(arguments.text.encode())}
+    console.say(", ".join(f"{role} {token}" for role, token in tokenizer.specials.items()) or "no special tokens")
+    console.say(tokenizer.loss or "any text comes back from its tokens as it was")
+    return {
+        "tokens": tokens,
+        "pieces": pieces,
+        "bytes": len(arguments.text.encode()),
+        "special": tokenizer.specials,
+        "loss": tokenizer.loss,
+    }
 
 
 def _shown(piece: bytes) -> str:

@@ -163,7 +163,8 @@ def validate(config: RunConfig) -> None:
 
 def to_json(config: Any) -> dict[str, Any]:
     """A configuration as the JSON object that `from_json` reads back to an equal one."""
-    return {item.name: _encode(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    hints = typing.get_type_hints(type(config))
+    return {item.name: _encode(getattr(config, item.name), hints[item.name]) for item in dataclasses.fields(config)}
 
 
 def from_json(cls: type[Config], value: Any, source: str = "config.json") -> Config:
@@ -197,17 +198,41 @@ def _differences(old: Any, new: Any, prefix: str) -> Iterator[tuple[str, Any, An
             yield name, before, after
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Any, hint: Any) -> Any:
+    """A field's value; one of several classes says which, under "type"."""
     if dataclasses.is_dataclass(value):
-        return to_json(value)
-    return [_encode(item) for item in value] if isinstance(value, tuple) else value
+        tag = {"type": _type_name(type(value))} if len(_classes(hint)) > 1 else {}
+        return tag | to_json(value)
+    return [_encode(item, None) for item in value] if isinstance(value, tuple) else value
+
+
+def _classes(hint: Any) -> list[Any]:
+    """The dataclasses that a field may hold."""
+    return [option for option in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(option)]
+
+
+def _type_name(cls: Any) -> str:
+    return cls.__name__.removesuffix("Config")
+
+
+def _decode_one_of(classes: list[Any], value: Any, where: str) -> Any:
+    """A value that says its class under "type"; without it, the first is meant."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object, got {value!r}")
+    known = {_type_name(cls): cls for cls in classes}
+    name = value.get("type", next(iter(known)))
+    if name not in known:
+        raise ValueError(f"{where}.type must be one of {', '.join(known)}, got {name!r}")
+    return _decode_fields(known[name], {key: inner for key, inner in value.items() if key != "type"}, where)
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`: a dataclass, number, string, bool, Literal, tuple, or one of these or None."""
+    """`value` as the type `hint`: one of some dataclasses, number, string, bool, Literal, tuple; or one or None."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _decode_fields(hint, value, where)
+    if len(classes := _classes(hint)) > 1:
+        return _decode_one_of(classes, value, where)
     if origin in (typing.Union, types.UnionType):
         (inner,) = (option for option in options if option is not types.NoneType)
         return None if value is None else _decode(inner, value, where)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -54,13 +55,20 @@ class Console:
             table.add_column(header, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
-        screen = RichConsole(file=sys.stdout)
-        if not screen.is_terminal and "COLUMNS" not in os.environ:
-            screen.width = 120
+        self.show(table)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Shows what rich renders."""
+        screen = _screen()
         with screen.capture() as captured:
-            screen.print(table)
-        lines = captured.get().splitlines()
-        self.write("".join(f"{line.rstrip()}\n" for line in lines))
+            screen.print(renderable)
+        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+    @property
+    def is_styled(self) -> bool:
+        """Whether colours and underlines reach whoever reads."""
+        screen = _screen()
+        return screen.is_terminal and not screen.is_dumb_terminal
 
     def probabilities(self, prompt: str, pieces: Sequence[str], probabilities: Sequence[float]) -> None:
         """Shows a continuation token by token, with the probability of each."""
@@ -100,6 +108,13 @@ class Console:
         text = json.dumps(value, default=lambda scalar: scalar.item())
         finite = json.loads(text, parse_constant=lambda name: None)
         self.say(json.dumps(finite, ensure_ascii=False))
+
+
+def _screen() -> RichConsole:
+    screen = RichConsole(file=sys.stdout, highlight=False)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = 120
+    return screen
 
 
 def _into_the_cache(text: str) -> Path:

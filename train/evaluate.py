@@ -1,13 +1,13 @@
 """The `evaluate` command: perplexity with a receipt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import tyro
 
-from data.dataset import check_vocabulary, open_sources
-from data.shards import prepare_corpus
-from data.sources import Source, open_source
+from data.dataset import check_vocabulary, prepare_held_out, prepare_text
+from data.prepare import Progress
+from data.shards import Corpus
 from train.console import Console
 from train.load import LoadedRun, load_run
 from train.mesh import MeshConfig
@@ -19,8 +19,11 @@ from train.perplexity import DEFINITION, PerplexityMeter
 class TextConfig:
     """Which text is scored."""
 
-    path: str | None = None  # a file, folder or glob; without it the run's own held-out text
-    text_column: str = "text"  # the key of the text in .jsonl files
+    path: str | None = None  # as --data.path of `jumok train`; without it the run's own held-out text
+    source_path: str | None = None  # of parallel files, the lines that are given; with target_path, in place of path
+    target_path: str | None = None  # of parallel files, the lines that are scored
+    text_column: str | None = None  # the column of the text in records; without it the run's
+    suffixes: tuple[str, ...] = ()  # the files of a folder that are read, such as .py; without them the run's
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,6 @@ class Arguments:
 def main(arguments: Arguments, console: Console) -> dict[str, Any]:
     """Scores the text, shows the figures, and returns them as the receipt."""
     run = load_run(arguments.run, arguments.mesh, console.say)
-    source = _source(run, arguments.data)
     check_vocabulary(run.tokenizer, run.config.model.vocab_size)
     longest = min(run.config.data.max_length, run.config.model.max_length)
     window = longest if arguments.window is None else arguments.window
@@ -63,12 +65,7 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
         precision=arguments.precision,
     )
     with console.progress("reading the text") as progress:
-        corpus = prepare_corpus(source, run.tokenizer, progress)
-    if arguments.data.path is None and corpus.digest != run.record["held_out"]:
-        raise ValueError(
-            f"the held-out text of {run.config.data.path!r} is not what it was when {run.directory} was trained; "
-            "name the text with --data.path"
-        )
+        corpus = _corpus(run, arguments.data, progress)
     with console.progress("scoring") as progress:
         score = meter.score(run.params, corpus, run.tokenizer, progress=progress)
     receipt = {
@@ -92,10 +89,28 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
     return receipt
 
 
-def _source(run: LoadedRun, text: TextConfig) -> Source:
-    """The text that is named, or the run's own held-out text."""
-    if text.path is not None:
-        return open_source(text.path, text.text_column)
-    if "held_out" not in run.record:
-        raise ValueError(f"{run.directory} was not trained here and has no held-out text; name one with --data.path")
-    return open_sources(run.config.data)[1]
+def _corpus(run: LoadedRun, text: TextConfig, progress: Progress) -> Corpus:
+    """The text that is named, read as the run reads, or the run's own held-out text."""
+    data = run.config.data
+    if text.path is None and text.source_path is None:
+        if "held_out" not in run.record:
+            raise ValueError(
+                f"{run.directory} was not trained here and has no held-out text; name one with --data.path"
+            )
+        corpus = prepare_held_out(data, run.tokenizer, progress)
+        if corpus.digest != run.record["held_out"]:
+            raise ValueError(
+                f"the held-out text of {data.path!r} is not what it was when {run.directory} was trained; "
+                "name the text with --data.path"
+            )
+        return corpus
+    named = replace(
+        data,
+        path=text.path or data.path,
+        mixture=(),
+        source_path=text.source_path,
+        target_path=text.target_path,
+        text_column=text.text_column or data.text_column,
+        suffixes=text.suffixes or data.suffixes,
+    )
+    return prepare_text(named, run.tokenizer, progress)

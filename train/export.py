@@ -23,8 +23,9 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from data.tokenizer import FOREIGN_FILES, TOKENIZER_FILE, load_tokenizer
-from data.tokenizer_json import to_files
+from data.tokenizers.base import TOKENIZER_FILE
+from data.tokenizers.export import to_files
+from data.tokenizers.load import FOREIGN_FILES, load_tokenizer
 from model.cost import count_parameters
 from model.decoder import DecoderConfig
 from model.families.weights import Layout

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from data.tokenizer import Tokenizer
+from data.tokenizers.base import Tokenizer
 from model.decode import Sampling, extend, start, unstack
 from model.parameters import Params, merge
 from model.sharding import axis_size

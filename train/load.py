@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.load import load_tokenizer
 from model.decoder import DecoderConfig
 from model.parameters import Params
 from train.checkpoint import Checkpoints

@@ -33,7 +33,7 @@ def parse(command: Callable[..., Any], words: Sequence[str], name: str) -> Reque
     """Reads the words behind a command's name, for a function command(arguments, console).
 
     The annotation of its first parameter says what they are: a dataclass of options; or a RunConfig, and then the
-    first word may be a recipe, whose values the options override.
+    first word may be a recipe, whose values the options override, beside options that a subclass adds.
 
     Raises:
         ValueError: unknown options, naming the nearest, and bad or missing values.
@@ -46,7 +46,8 @@ def parse(command: Callable[..., Any], words: Sequence[str], name: str) -> Reque
     if issubclass(kind, RunConfig):
         recipe = words[0] if words and not words[0].startswith("-") else None
         words = words[1:] if recipe else words
-        config = find_recipe(recipe or DEFAULT)
+        found = find_recipe(recipe or DEFAULT)
+        config = found if isinstance(found, kind) else kind(**vars(found))
         program, remedy = f"{program} RECIPE", "a recipe stands before the options"
         description = (
             f"RECIPE is a name that `jumok recipes` lists, module:function, or a config.json; without one it is "

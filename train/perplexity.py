@@ -1,13 +1,13 @@
-"""Perplexity, defined once: every text token of every document is scored exactly once.
+"""Perplexity, defined once: every learned text token of every document is scored exactly once.
 
 It is given its document's start token and as much of the text before it as a window holds. A document is cut into
-windows of `window` inputs, `stride` apart; a window scores the targets that no earlier window did. End tokens are not
-scored and documents are never joined: short ones share a row only as separate segments. Nats are computed in float32
-and summed on the host in float64.
+windows of `window` inputs, `stride` apart; a window scores the targets that no earlier window did. Given text, such as
+the prompt of a pair, and end tokens are not scored, and documents are never joined: short ones share a row only as
+separate segments. Nats are computed in float32 and summed on the host in float64.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data.shards import Corpus
-from data.tokenizer import Tokenizer
+from data.tokenizers.base import Tokenizer
 from model.parameters import Params, merge
 from model.sharding import axis_size
 from train.mesh import place_batch, replicated
@@ -26,9 +26,10 @@ from train.state import Blueprint
 
 DEFINITION = (
     "sum of -log p(token) over every text token once, given its document's start token and the text before it in its "
-    "window; end tokens unscored; documents never joined; bits_per_byte = nats / (ln 2 x UTF-8 bytes); "
-    "word_perplexity = exp(nats / whitespace-separated words)"
+    "window; given text (prompts) and end tokens unscored; documents never joined; "
+    "bits_per_byte = nats / (ln 2 x UTF-8 bytes); word_perplexity = exp(nats / whitespace-separated words)"
 )
+_STRETCH = 1 << 22  # tokens that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,13 @@ class PerplexityMeter:
         progress: Callable[[int, int], None] | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> Score:
-        """Scores a corpus, or its first `limit` tokens; `progress` gets the tokens done and in all.
+        """Scores a corpus, or its first `limit` learned tokens; `progress` gets the tokens done and in all.
 
         `between` is called between batches: what it raises breaks the scoring off.
         """
-        total = corpus.num_tokens - corpus.num_documents
-        total = min(limit, total) if limit else total
+        total = min(limit, corpus.num_scored) if limit else corpus.num_scored
         if total == 0:
-            raise ValueError("the evaluation text has no tokens; give a text that is not empty")
+            raise ValueError("the evaluation text has no tokens to score; give a text that is not empty")
         nats, tokens, waiting = 0.0, 0, None
         with jax.set_mesh(self.mesh):
             for batch in self._batches(corpus, total):
@@ -166,48 +166,63 @@ def _windows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Inputs, targets and which of them are scored, of each window of each document, until `total` are scored."""
     for number in range(corpus.num_documents):
-        document = corpus.document(number)[: total + 1].astype(np.int32)
+        given = int(corpus.document_given[number])
+        document = corpus.document(number)[: given + total].astype(np.int32)
         length = len(document) - 1
-        done = 0
-        for start in range(0, max(length, 0), stride):
+        done = given - 1  # the targets before are given
+        for start in range(0, length, stride):
             stop = min(start + window, length)
-            yield document[start:stop], document[start + 1 : stop + 1], np.arange(start, stop) >= done
-            done = stop
+            if stop > done:
+                yield document[start:stop], document[start + 1 : stop + 1], np.arange(start, stop) >= done
+                done = stop
             if stop == length:
                 break
-        total -= length
+        total -= len(document) - given
         if total <= 0:
             return
 
 
 def _text_size(corpus: Corpus, tokenizer: Tokenizer, total: int) -> tuple[int, int]:
-    """UTF-8 bytes and whitespace-separated words of the first `total` text tokens."""
-    counts = np.diff(np.append(corpus.document_starts, corpus.num_tokens)) - 1
+    """UTF-8 bytes and whitespace-separated words of the first `total` learned tokens."""
+    counts = np.diff(np.append(corpus.document_starts, corpus.num_tokens)) - corpus.document_given
     whole = int(np.searchsorted(np.cumsum(counts), total, side="right"))
     size, words = int(corpus.document_bytes[:whole].sum()), int(corpus.document_words[:whole].sum())
     rest = total - int(counts[:whole].sum())
     if rest:
-        tokens = corpus.document(whole)[1 : rest + 1]
+        tokens = corpus.document(whole)[corpus.document_given[whole] :][:rest]
         size += sum(len(tokenizer.token_bytes(int(token))) for token in tokens)
         words += len(tokenizer.decode(tokens).split())
     return size, words
 
 
-def unigram_score(train: Corpus, valid: Corpus, vocab_size: int, *, limit: int = 20_000_000) -> Score:
-    """What a model of token frequencies alone, counted on the first `limit` training tokens, pays for `valid`."""
+def unigram_score(train: Sequence[Corpus], valid: Corpus, vocab_size: int, *, limit: int = 20_000_000) -> Score:
+    """What a model of token frequencies alone, counted on the first `limit` training tokens, pays for `valid`.
 
-    def counts(corpus: Corpus, stop: int) -> np.ndarray:
-        total = np.zeros(vocab_size, np.int64)
-        for start in range(0, stop, 1 << 22):
-            total += np.bincount(corpus.slice(start, min(start + (1 << 22), stop)), minlength=vocab_size)
-        starts = corpus.document_starts[corpus.document_starts < stop]
-        total[int(corpus.slice(0, 1)[0])] -= len(starts)
-        return total
-
-    frequency = counts(train, min(limit, train.num_tokens)) + 1
-    scored = counts(valid, valid.num_tokens)
+    Given text is neither counted nor paid for. Of several corpora each is read as far as its equal part of the limit.
+    """
+    each = limit // len(train)
+    counts = [_learned_counts(corpus, min(each, corpus.num_tokens), vocab_size) for corpus in train]
+    frequency = np.sum(counts, axis=0) + 1
+    scored = _learned_counts(valid, valid.num_tokens, vocab_size)
     nats = float(-(scored * np.log(frequency / frequency.sum())).sum())
     return Score(nats, int(scored.sum()), valid.num_bytes, valid.num_words)
+
+
+def _learned_counts(corpus: Corpus, stop: int, vocab_size: int) -> np.ndarray:
+    """How often each id stands among the stream's first `stop` tokens, start tokens and given text left out."""
+    total = np.zeros(vocab_size, np.int64)
+    for begin in range(0, stop, _STRETCH):
+        end = min(begin + _STRETCH, stop)
+        first = int(np.searchsorted(corpus.document_starts, begin, "right")) - 1
+        documents = slice(first, int(np.searchsorted(corpus.document_starts, end)))
+        opens = corpus.document_starts[documents]
+        # +1 where given tokens begin and -1 where they end, which may be where the next ones begin.
+        edges = np.zeros(end - begin + 1, np.int8)
+        edges[np.clip(opens - begin, 0, None)] += 1
+        edges[np.clip(opens + corpus.document_given[documents] - begin, 0, end - begin)] -= 1
+        learned = np.cumsum(edges[:-1], dtype=np.int8) == 0
+        total += np.bincount(corpus.slice(begin, end)[learned], minlength=vocab_size)
+    return total
 
 
 def _add(nats: float, tokens: int, result: Any) -> tuple[float, int]:

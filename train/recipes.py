@@ -27,6 +27,7 @@ from typing import Any
 from etils import epath
 
 from data.dataset import DataConfig
+from data.sources import names_code
 from model.decoder import DecoderConfig
 from model.presets import PRESETS
 from train.config import EvaluateConfig, RunConfig, SampleConfig, from_json
@@ -226,7 +227,12 @@ def _read(path: epath.Path) -> RunConfig:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a configuration: {error}") from None
-    return from_json(RunConfig, value, str(path))
+    config = from_json(RunConfig, value, str(path))
+    data = config.data
+    for named in (*(portion.path for portion in data.portions()), data.valid_path or ""):
+        if names_code(named):
+            raise ValueError(f"{path}: data.path names code, {named}, and what a file names is not run; use a recipe")
+    return config
 
 
 def _call(module: str, function: str) -> RunConfig:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from data.dataset import Dataset
+from data.loader import Loader
 from model.cost import count_parameters, train_flops_per_token
 from train.config import ProfileConfig, RunConfig
 from train.console import Console
@@ -26,24 +27,56 @@ class Diverged(RuntimeError):
     """Too many steps in a row had gradients that were not finite."""
 
 
-def announce(console: Console, program: Program, dataset: Dataset, rows: int, compiled: Any, where: str) -> None:
+def announce(console: Console, program: Program, dataset: Dataset, loader: Loader, compiled: Any, where: str) -> None:
     """Shows what is about to run, all of it known before the first step."""
     config, model, device = program.config, program.config.model, jax.local_devices()[0]
     needed, state, limit = step_bytes(compiled), program.state_bytes(), memory_limit(device)
     batch, length, parts = config.batch_size, config.data.max_length, config.micro_batches
-    text, held_out = dataset.train, dataset.valid
+    held_out, examples = dataset.valid, config.steps * batch
+    text_bytes, text_tokens = (sum(getattr(c, name) for c in dataset.corpora) for name in ("num_bytes", "num_tokens"))
+    rows = sum(map(len, loader.sources))
+    filled = sum(source.fill * len(source) for source in loader.sources) / rows
     shown = {
         "model": f"{count_parameters(model):,} parameters ({type(model).__name__}), computed in {config.precision}",
         "devices": f"{jax.device_count()} x {device.device_kind}, {describe_mesh(program.mesh, program.plan.declared)}",
         "memory a device": f"{_size(needed)}, {_size(state)} of it parameters and optimizer"
         + (f"; the limit is {_size(limit)}" if limit else ""),
-        "text": f"{text.num_bytes:,} bytes, {text.num_tokens:,} tokens ({dataset.tokenizer.kind})",
+        "text": f"{text_bytes:,} bytes, {text_tokens:,} tokens ({dataset.tokenizer.kind})",
         "held-out text": f"{held_out.num_bytes:,} bytes, {held_out.num_tokens:,} tokens",
         "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else ""),
-        "epoch": f"{rows / batch:,.1f} steps; {config.steps:,} steps are {config.steps * batch / rows:.2f} epochs",
+        "rows": f"{rows:,} of {length:,} tokens, {filled:.1%} filled"
+        + "".join(f", {source.left_out}" for source in loader.sources if source.left_out),
+        "epoch": f"{rows / batch:,.1f} steps; {config.steps:,} steps are {examples / rows:.2f} epochs",
         "run": where,
     }
+    if len(loader.sources) > 1:
+        del shown["epoch"]  # each source has its own
     console.table(config.name, ("", ""), list(shown.items()))
+    if len(loader.sources) > 1:
+        describe_mixture(console, loader, examples)
+
+
+def drawn(loader: Loader, examples_seen: int) -> list[dict[str, Any]]:
+    """Of each source: its rows, how many were drawn, their share of all that were, and how many epochs they are."""
+    return [
+        {
+            "name": name,
+            "rows": len(rows),
+            "drawn": count,
+            "share": count / max(1, examples_seen),
+            "epochs": count / len(rows),
+        }
+        for name, rows, count in zip(loader.names, loader.sources, loader.drawn(examples_seen), strict=True)
+    ]
+
+
+def describe_mixture(console: Console, loader: Loader, examples_seen: int) -> None:
+    """Shows what each source gives to the first so many examples."""
+    shown = [
+        (each["name"], each["rows"], each["drawn"], f"{each['share']:.2%}", f"{each['epochs']:.3f}")
+        for each in drawn(loader, examples_seen)
+    ]
+    console.table(f"{examples_seen:,} examples are of", ("source", "rows", "drawn", "share", "epochs"), shown)
 
 
 class Profile:

@@ -20,8 +20,7 @@ import jax
 
 from data.dataset import Dataset, prepare_dataset
 from data.loader import Loader, prefetch
-from data.packing import ConcatenatedRows
-from data.tokenizer import load_tokenizer
+from data.tokenizers.load import load_tokenizer
 from model.decode import Sampling
 from model.parameters import Params
 from train.checkpoint import Checkpoints
@@ -34,7 +33,7 @@ from train.mesh import make_mesh, place_batch
 from train.metrics import Metrics, ProgressLine
 from train.perplexity import PerplexityMeter, summary, unigram_score
 from train.program import Program
-from train.report import Profile, StepReport, announce
+from train.report import Profile, StepReport, announce, describe_mixture, drawn
 from train.run_directory import RunDirectory
 from train.signals import Stopped, StopRequest
 from train.state import TrainState
@@ -64,8 +63,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     tokenizer = load_tokenizer(run.tokenizer) if resumes else source.tokenizer if source else None
     with console.progress("reading the text") as progress:
         dataset = prepare_dataset(config.data, config.model.vocab_size, config.seed, tokenizer, progress)
-    rows = ConcatenatedRows(dataset.train, config.data.max_length, config.data.packing, dataset.tokenizer.end_id)
-    loader = Loader(rows, config.seed, program.objective.prepare)
+    loader = dataset.loader(config.data, config.seed, program.objective.prepare)
     if config.sample.tokens:  # what could not be written at the end is refused now
         Sampling(config.sample.temperature).validate()
         room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
@@ -96,7 +94,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
             console.say(f"{run}: nothing left to do, {step} of {config.steps} steps are done")
-            return _result(run, config, record)
+            return _result(run, config, record, loader)
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with console.progress("compiling the step"):
@@ -105,7 +103,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             console,
             program,
             dataset,
-            len(rows),
+            loader,
             compiled,
             f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
         )
@@ -173,7 +171,9 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     params = state.params
     del state, items  # the sample needs no optimizer
     _farewell(console, run, program, params, dataset, record["figures"])
-    return _result(run, config, record)
+    if len(loader.sources) > 1:
+        describe_mixture(console, loader, record["examples_seen"])
+    return _result(run, config, record, loader)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _record(
 
 
 def _refuse_other_configuration(run: RunDirectory, config: RunConfig) -> None:
-    changed = differences(from_json(RunConfig, run.read_config()), config)
+    changed = differences(resolve(from_json(RunConfig, run.read_config())), config)  # fields may be newer than the run
     if changed:
         shown = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)
         raise ValueError(
@@ -226,7 +226,7 @@ def _farewell(
     """The held-out figures beside a unigram model's, a sample to read, and what to try next."""
     config = program.config
     if figures:
-        unigram = unigram_score(dataset.train, dataset.valid, dataset.tokenizer.vocab_size).figures()
+        unigram = unigram_score(dataset.corpora, dataset.valid, dataset.tokenizer.vocab_size).figures()
         console.say(f"held-out text: {summary(figures)}")
         console.say(f"a unigram model of the same tokens: {unigram['bits_per_byte']:.3f} bits a byte")
     if config.sample.tokens:
@@ -244,11 +244,12 @@ def _farewell(
         console.say(f"  {here} {command}")
 
 
-def _result(run: RunDirectory, config: RunConfig, record: dict[str, Any]) -> dict[str, Any]:
+def _result(run: RunDirectory, config: RunConfig, record: dict[str, Any], loader: Loader) -> dict[str, Any]:
     return {
         "run_dir": str(run),
         "step": record["step"],
         "tokens": record["tokens"],
         "loss": record["loss"],
         "evaluation": record["figures"],
+        "sources": drawn(loader, record["examples_seen"]),
     }

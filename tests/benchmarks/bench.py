@@ -24,23 +24,28 @@ from train.console import Console
 
 
 class Row(NamedTuple):
-    """`target` is a function of rows.py and its argument; `quick` rows do for a first look."""
+    """`target` is a module beside this one, a function of it and its argument; `quick` rows do for a first look."""
 
     target: str
     quick: bool = False
-    one_core: bool = False
+    cores: tuple[str, ...] = ("one", "all")  # on how many it is measured, in turn
 
 
 ROWS = {
-    "matmul": Row("matmul:1024", quick=True),
-    "train 4x128": Row("train:4x128", quick=True),  # the recipe char_shakespeare
-    "train 6x384": Row("train:6x384"),
-    "train 6x384 v8192": Row("train:6x384-v8192"),
-    "train gpt2-124m": Row("train:gpt2-124m"),
-    "decode batch 1": Row("decode:1"),
-    "decode batch 8": Row("decode:8"),
-    "load isolated": Row("load:isolated", quick=True, one_core=True),
-    "load contiguous": Row("load:contiguous", one_core=True),
+    "matmul": Row("rows:matmul:1024", quick=True),
+    "train 4x128": Row("rows:train:4x128", quick=True),  # the recipe char_shakespeare
+    "train 6x384": Row("rows:train:6x384"),
+    "train 6x384 v8192": Row("rows:train:6x384-v8192"),
+    "train gpt2-124m": Row("rows:train:gpt2-124m"),
+    "decode batch 1": Row("rows:decode:1"),
+    "decode batch 8": Row("rows:decode:8"),
+    "load isolated": Row("data_rows:load:isolated", quick=True, cores=("one",)),
+    "load contiguous": Row("data_rows:load:contiguous", cores=("one",)),
+    "encode": Row("data_rows:encode:"),
+    "prepare": Row("data_rows:prepare:"),
+    "cold start": Row("data_rows:cold:", cores=("one",)),
+    "memory 32 MB": Row("data_rows:memory:32", cores=("all",)),
+    "memory 3.2 GB": Row("data_rows:memory:3200", cores=("all",)),
 }
 _BUSY = 0.1  # cores taken by others, from which on a row is said to be disturbed
 
@@ -59,7 +64,7 @@ def main() -> int:
         parser.error(f"no row's name contains {options.only!r}; the rows are {', '.join(ROWS)}")
 
     console, cores = Console(), sorted(os.sched_getaffinity(0))
-    machine = _run(cores, 1, "machine:")
+    machine = _run(cores, 1, "rows:machine:")
     if "failed" in machine:
         return 1
     on_cpu = machine["platform"] == "cpu"
@@ -71,11 +76,12 @@ def main() -> int:
     console.say("every figure: minimum, median and maximum over the turns")
     found = []
     for name, row in chosen.items():
-        one, every = cores[-1:], [cores] if len(cores) > 1 and not row.one_core else []
-        for used in [one, *every] if on_cpu or row.one_core else [cores]:
+        on_processor = on_cpu or row.target.startswith("data_rows")
+        sizes = {len(cores) if used == "all" or not on_processor else 1 for used in row.cores}
+        for used in (cores[-size:] for size in sorted(sizes)):
             result = {"name": name, "cores": len(used), **_run(used, 5 if options.quick else 7, row.target)}
             found.append(result)
-            _show(console, result, with_cpu=on_cpu or row.one_core)
+            _show(console, result, with_cpu=on_processor)
             if "not_run" in result:
                 break
     file = Path(options.json)
@@ -121,6 +127,11 @@ def _show(console: Console, result: dict[str, Any], with_cpu: bool) -> None:
         if reason in result:
             console.say(f"\n{title}: {reason.replace('_', ' ')}: {result[reason]}")
             return
+    if figures := result.get("figures"):
+        console.table(
+            f"{title}: {result['what']}", ("", ""), [(name, _short(value)) for name, value in figures.items()]
+        )
+        return
     clocks = ["cpu", "wall"] if with_cpu else ["wall"]
     columns = [column for column in result["columns"] if column[1] in clocks]
     ratios = {"cpu": "our / its CPU-s", "wall": "our / its s"} if len(result["samples"]) > 1 else {}

@@ -1,4 +1,4 @@
-"""One row in a process of its own, prepared as a command's is: `child.py CORES REPETITIONS FILE ROW:NAME`.
+"""One row in a process of its own, prepared as a command's is: `child.py CORES REPETITIONS FILE MODULE:ROW:NAME`.
 
 Cores and allocator are settled before JAX and PyTorch are imported, since both look only then.
 """
@@ -22,8 +22,8 @@ def main(cores: str, repetitions: str, file: str, row: str) -> None:
     """Measures the row on these cores ("0,1"), and writes what it found."""
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     prepare()
-    function, name = row.split(":")
-    found = getattr(importlib.import_module("rows"), function)(name)
+    module, function, name = row.split(":")
+    found = getattr(importlib.import_module(module), function)(name)
     if "systems" in found:
         found["samples"] = interleaved(found.pop("systems"), int(repetitions))
     Path(file).write_text(json.dumps(found))

@@ -10,16 +10,13 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.dataset import DataConfig, prepare_dataset
-from data.loader import Loader
-from data.packing import ConcatenatedRows
+from data.dataset import DataConfig
 from model.cost import train_flops_per_token
 from model.decode import Sampling, extend, start, unstack
 from model.decoder import DecoderConfig
@@ -143,37 +140,6 @@ def decode(batch_size: str) -> dict[str, Any]:
         "systems": systems,
         "columns": [("tokens / CPU-s", "cpu", rows * new), ("tokens / s", "wall", rows * new)],
         "agreement": ", ".join(equal[1:]),
-    }
-
-
-def load(packing: Any) -> dict[str, Any]:
-    """Shuffled batches out of memory-mapped shards: of the embedded text, as bytes."""
-    config, rows = DataConfig(packing=packing), 32
-    dataset, length = prepare_dataset(config, vocab_size=257, seed=0), config.max_length
-    loader = Loader(ConcatenatedRows(dataset.train, length, packing, dataset.tokenizer.end_id), seed=0)
-    positions = count(step=rows)
-    systems: dict[str, Callable] = {"jumok": lambda: loader.rows_for(next(positions), range(rows))}
-    if _TORCH:
-        stream = dataset.train.slice(0, dataset.train.num_tokens)  # in one shard: the mapped file itself
-
-        class Windows(list):
-            """Rows as (tokens, targets), read when they are asked for."""
-
-            def __getitem__(self, row):
-                window = torch.from_numpy(stream[row * length : (row + 1) * length + 1].astype(np.int64))
-                return window[:-1], window[1:]
-
-        read, windows = torch.utils.data.DataLoader, Windows(range((len(stream) - 1) // length))
-        batches = (batch for _ in count() for batch in read(windows, rows, shuffle=True, drop_last=True))
-        systems["torch DataLoader"] = partial(next, batches)  # tokens and targets alone
-    return {
-        "what": f"{rows} x {length} tokens a batch, {packing}",
-        "systems": systems,
-        "columns": [
-            ("rows / CPU-s", "cpu", rows),
-            ("rows / s", "wall", rows),
-            ("tokens / CPU-s", "cpu", rows * length),
-        ],
     }
 
 

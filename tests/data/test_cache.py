@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import cache
-from data.cache import cache_folder, file_fact, written_atomically
+from data.cache import cache_folder, cache_path, file_fact, written_atomically
 
 pytestmark = pytest.mark.core
 
@@ -49,6 +49,16 @@ def test_what_a_killed_writer_left_is_removed_after_a_day(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.tmp-new"]
 
 
+def test_what_is_written_elsewhere_is_moved_in_whole(tmp_path):
+    (tmp_path / "target").mkdir()
+    with written_atomically(tmp_path / "target" / "file", within=tmp_path) as temporary:
+        temporary.write_text("all")
+        assert temporary.parent == tmp_path
+        assert not any((tmp_path / "target").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target" / "file").read_text() == "all"
+
+
 def test_facts_are_remembered_until_the_file_changes(tmp_path):
     path, asked = tmp_path / "file", []
 
@@ -78,9 +88,26 @@ def test_damaged_memory_is_no_memory(tmp_path, monkeypatch):
         assert file_fact(str(tmp_path / "file"), "fact", lambda: "right") == "right"
 
 
+def test_a_cache_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("text")
+    assert file_fact(str(tmp_path / "one"), "fact", lambda: "known") == "known"
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert file_fact(str(tmp_path / "one"), "fact", lambda: pytest.fail("asked again")) == "known"
+    assert file_fact(str(tmp_path / "two"), "fact", lambda: "not kept") == "not kept"
+    assert len(list(cache_path("files").iterdir())) == 1
+    with pytest.raises(ValueError, match=r"cannot be used \(no permission to write\)"):
+        cache_folder("files")
+
+
 def test_where_the_cache_lies(tmp_path, monkeypatch):
     monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "mine"))
+    assert cache_path("x") == tmp_path / "mine" / "x"
+    assert not (tmp_path / "mine").exists()
     assert cache_folder("x") == tmp_path / "mine" / "x"
+    assert (tmp_path / "mine" / "x").is_dir()
     monkeypatch.delenv("JUMOK_CACHE")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     assert cache_folder("x") == tmp_path / "home" / ".cache" / "jumok" / "x"

@@ -1,5 +1,6 @@
 """A configuration becomes tokenized text, and what doesn't fit is refused in a sentence."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from data import dataset, sources
-from data.dataset import DataConfig, prepare_dataset
-from data.loader import Loader
-from data.packing import ConcatenatedRows
-from data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+from data import dataset
+from data.dataset import DataConfig, prepare_dataset, prepare_held_out
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.plain import ByteTokenizer
+from data.tokenizers.sentence_piece import SentencePieceTokenizer, train_sentencepiece
 
 pytestmark = pytest.mark.core
 
@@ -28,9 +29,9 @@ def test_each_tokenizer(text_file, english, kind, size):
     seen = []
     data = prepare_dataset(DataConfig(text_file, tokenizer=kind), size, 0, progress=lambda *p: seen.append(p))
     assert data.tokenizer.vocab_size == size
-    text = "".join(data.tokenizer.decode(corpus.document(0)) for corpus in (data.train, data.valid))
+    text = "".join(data.tokenizer.decode(corpus.document(0)) for corpus in (data.corpora[0], data.valid))
     assert text == english
-    assert data.train.num_bytes + data.valid.num_bytes == len(english)
+    assert data.corpora[0].num_bytes + data.valid.num_bytes == len(english)
     assert seen == sorted(seen)
     assert seen[-1] == (len(english), len(english))
     again = prepare_dataset(
@@ -45,15 +46,15 @@ def test_validation_files_of_its_own(text_file, tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text('{"body": "learned"}\n')
     data = prepare_dataset(DataConfig(str(train), str(valid), text_column="body"), 257, 0)
-    assert data.train.num_documents == 1
+    assert data.corpora[0].num_documents == 1
     assert [data.tokenizer.decode(data.valid.document(i)) for i in (0, 1)] == ["held out", "too"]
 
 
 def test_the_embedded_corpus_is_the_default():
     data = prepare_dataset(DataConfig(), 50_257, 0)
     assert isinstance(data.tokenizer, ByteTokenizer)  # fewer ids than a model's vocabulary are fine
-    assert data.train.num_bytes > 4_000_000
-    assert 0.03 < data.valid.num_bytes / data.train.num_bytes < 0.2
+    assert data.corpora[0].num_bytes > 4_000_000
+    assert 0.03 < data.valid.num_bytes / data.corpora[0].num_bytes < 0.2
 
 
 def test_a_given_tokenizer_is_used(text_file, english, tmp_path):
@@ -91,6 +92,16 @@ def test_digests_follow_text_and_tokenizer(text_file, english, tmp_path):
         (DataConfig(tokenizer=""), "data.tokenizer is empty"),
         (DataConfig(path="absent.txt"), "the data path 'absent.txt' does not exist"),
         (DataConfig(tokenizer="no/such/folder"), "the tokenizer no/such/folder does not exist"),
+        (DataConfig(source_path="a"), "data.source_path and data.target_path go together"),
+        (DataConfig(source_path="a", target_path="b", mixture=("a=1:b",)), "can't be given together"),
+        (DataConfig(valid_path="a", valid_source_path="a", valid_target_path="b"), "are two validation texts"),
+        (DataConfig(prompt="{q}"), "stands without a response to learn"),
+        (DataConfig(response="{a}", too_long="split"), "these are pairs; pass refuse, drop or cut"),
+        (DataConfig(workers=0), "data.workers=0 must be at least 1"),
+        (DataConfig(mixture=("a=1:x", "a=2:y")), "two sources of the mixture are named 'a'"),
+        (DataConfig(mixture=("a=0:x",)), "a weight of 0, which must be above zero"),
+        (DataConfig("tokens.bin", "embedded"), "embedded is text and tokens.bin is tokens"),
+        (DataConfig("tokens.bin", tokenizer="sentencepiece"), "a sentencepiece tokenizer cannot be made from them"),
     ],
 )
 def test_refusals(config, sentence):
@@ -125,17 +136,97 @@ def test_a_tokenizer_that_cannot_be_run(text_file, tmp_path):
 def test_opening_prepared_data_reads_no_text(text_file, monkeypatch):
     config = DataConfig(text_file)
     monkeypatch.setattr("data.cache._SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("data.files._REMEMBERED_BYTES", 0)
     first = prepare_dataset(config, 257, 0)
-    monkeypatch.setattr(sources, "_file_digest", lambda path: pytest.fail("hashed anew"))
+    monkeypatch.setattr("data.files.chunks", lambda content: pytest.fail("hashed anew"))
     assert prepare_dataset(config, 257, 0).digest == first.digest
+
+
+# More than one source, pairs, and tokens of others
+
+
+def write_records(path, **columns):
+    records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_a_mixture_gives_each_source_its_share(tmp_path):
+    a = write_records(tmp_path / "a.jsonl", text=["a" * 99] * 200)
+    b = write_records(tmp_path / "b.jsonl", text=["b" * 99] * 50)
+    config = DataConfig(mixture=(f"first=1:{a}", f"second=3:{b}"), max_length=100)
+    data = prepare_dataset(config, 257, 0)
+    loader = data.loader(config, seed=0)
+    assert loader.names == ("first", "second")
+    tokens = loader.rows_for(0, range(400))["tokens"]
+    assert [int((tokens[:, 1] == ord(letter)).sum()) for letter in "ab"] == loader.drawn(400) == [100, 300]
+    assert data.valid.num_documents == 25  # a tenth of each
+    in_epochs = dataclasses.replace(config, mixture=(f"first=1epochs:{a}", f"second=2epochs:{b}"))
+    assert prepare_dataset(in_epochs, 257, 0).loader(in_epochs, seed=0).drawn(180 + 90) == [180, 90]
+
+
+def test_pairs_are_learned_after_what_is_given(tmp_path):
+    path = write_records(tmp_path / "qa.jsonl", q=[f"{i} + 1?" for i in range(40)], a=list(range(1, 41)))
+    config = DataConfig(path, prompt="{q} ", response="{a}", max_length=32)
+    data = prepare_dataset(config, 257, 0)
+    loader = data.loader(config, seed=0)
+    row = {name: values[0] for name, values in loader.rows_for(0, range(1)).items()}
+    for segment in range(1, row["segments"].max() + 1):
+        at = row["segments"] == segment
+        question, answer = data.tokenizer.decode(row["tokens"][at]).split("? ")
+        assert data.tokenizer.decode(row["targets"][at & row["scored"]]) == answer == str(int(question[:-4]) + 1)
+    (rows,) = loader.sources
+    learned = sum(len(str(answer)) + 1 for answer in range(1, data.corpora[0].num_documents + 1))  # and end tokens
+    assert rows.take(np.arange(len(rows)))["scored"].sum() == learned
+
+
+def test_parallel_files_are_pairs(tmp_path):
+    for name, lines in (("de", ["eins", "zwei", "drei"]), ("en", ["one", "two", "three"])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    paths = {"source_path": str(tmp_path / "de"), "target_path": str(tmp_path / "en")}
+    config = DataConfig(**paths, **{f"valid_{name}": path for name, path in paths.items()}, max_length=16)
+    data = prepare_dataset(config, 257, 0)
+    corpus = data.corpora[0]
+    assert [data.tokenizer.decode(corpus.document(i)) for i in range(3)] == ["eins\none", "zwei\ntwo", "drei\nthree"]
+    assert corpus.document_given[:].tolist() == [6, 6, 6]  # the start token, the line and its line feed
+    assert corpus.num_bytes == len("onetwothree")
+
+
+def test_ready_shards_are_read_in_place(tmp_path, english):
+    tokenizer = ByteTokenizer()
+    documents = english.split("\n")[:60]
+    stream = [token for text in documents for token in (*text.encode(), tokenizer.end_id)]
+    np.array(stream, np.uint16).tofile(tmp_path / "train.bin")
+    config = DataConfig(str(tmp_path / "train.bin"), max_length=16)
+    data = prepare_dataset(config, 257, 0)
+    texts = [
+        data.tokenizer.decode(corpus.document(i))
+        for corpus in (data.corpora[0], data.valid)
+        for i in range(corpus.num_documents)
+    ]
+    assert texts == documents
+    assert prepare_held_out(config, tokenizer).digest == data.valid.digest
+    assert data.loader(config, seed=0).rows_for(0, range(4))["tokens"].shape == (4, 16)
+
+
+def test_code_is_run_only_where_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "my_texts.py").write_text(
+        "class Texts:\n    def __len__(self): return 30\n    def __getitem__(self, i): return f'text number {i}'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig("my_texts:Texts")
+    data = prepare_dataset(config, 257, 0)
+    assert data.tokenizer.decode(data.corpora[0].document(3)) == "text number 3"
+    with pytest.raises(ValueError, match="code that only a saved configuration names is never run"):
+        prepare_held_out(config, data.tokenizer)
 
 
 def test_batches_of_real_text(shared_data):
     config = DataConfig(str(shared_data / "lm" / "tinyshakespeare.txt"), tokenizer="characters", max_length=64)
     data = prepare_dataset(config, 128, 0)
     assert data.tokenizer.vocab_size == 66
-    rows = ConcatenatedRows(data.train, config.max_length, config.packing, data.tokenizer.end_id)
-    loader = Loader(rows, seed=0)
+    loader = data.loader(config, seed=0)
+    (rows,) = loader.sources
     text = (shared_data / "lm" / "tinyshakespeare.txt").read_text()
     batch = loader.rows_for(10 * len(rows) - 6, range(12))  # straddles epochs
     for tokens, targets, scored in zip(batch["tokens"], batch["targets"], batch["scored"], strict=True):
@@ -144,7 +235,7 @@ def test_batches_of_real_text(shared_data):
 
 
 def test_this_room_brings_no_jax_along():
-    code = "import data.dataset, data.loader, data.tokenizer_json, sys, json; print(json.dumps(sorted(sys.modules)))"
+    code = "import data.dataset, data.loader, data.tokenizers.export, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     assert not {"jax", "torch", "transformers", "tensorflow", "grain"} & set(loaded)
-    assert load_tokenizer.__module__ == "data.tokenizer"
+    assert load_tokenizer.__module__ == "data.tokenizers.load"

@@ -1,19 +1,19 @@
-"""A prepared corpus holds the documents' tokens and counts, opens fast, and is refused when it is not whole."""
+"""A corpus on disk opens fast, reads across shards as one stream, and is refused when it is not whole."""
 
-import gzip
 import json
+import resource
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import shards, sources
+from data import plan, shards
 from data.cache import cache_folder
-from data.shards import Corpus, prepare_corpus
+from data.prepare import prepare_corpus
+from data.shards import Corpus, PreparedCorpus, Shard
 from data.sources import open_source
-from data.tokenizer import ByteTokenizer, CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
+from data.tokenizers.plain import ByteTokenizer
 
 pytestmark = pytest.mark.core
 
@@ -24,90 +24,70 @@ def source_of(folder, documents):
     return open_source(str(path))
 
 
-def check(corpus, tokenizer, documents):
-    documents = [text for text in documents if text]
-    assert corpus.num_documents == len(documents)
-    expected = [[tokenizer.start_id, *tokenizer.encode(text).tolist()] for text in documents]
-    assert [corpus.document(i).tolist() for i in range(len(documents))] == expected
-    stream = [token for tokens in expected for token in tokens]
+def corpus_of(folder, tokens, sizes, begin=0, end=None, dtype="<u2"):
+    """The tokens in shards of these sizes, some bytes of something else before each."""
+    files, start = [], 0
+    for number, size in enumerate(sizes):
+        path = folder / f"{number}.bin"
+        path.write_bytes(b"?" * number + np.array(tokens[start : start + size], dtype).tobytes())
+        files.append(Shard(path, dtype, size, skipped=number))
+        start += size
+    return Corpus("", files, np.array([0]), np.array([1]), begin, end)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_shards_are_one_stream(tmp_path_factory, data):
+    sizes = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=6))
+    begin = data.draw(st.integers(0, sum(sizes) - 1))
+    end = data.draw(st.integers(begin + 1, sum(sizes)))
+    tokens = list(range(1, sum(sizes) + 1))
+    corpus = corpus_of(tmp_path_factory.mktemp("shards"), tokens, sizes, begin, end)
+    stream = tokens[begin:end]
     assert corpus.num_tokens == len(stream)
-    assert corpus.slice(0, corpus.num_tokens).tolist() == stream
-    assert corpus.document_bytes.tolist() == [len(text.encode()) for text in documents]
-    assert corpus.document_words.tolist() == [len(text.split()) for text in documents]
-    assert (corpus.num_bytes, corpus.num_words) == (sum(corpus.document_bytes), sum(corpus.document_words))
-    starts = np.arange(corpus.num_tokens)
-    windows = corpus.windows(starts, 5)
-    padded = [*stream, 0, 0, 0, 0]
-    assert windows.tolist() == [padded[start : start + 5] for start in starts]
+    for start in range(len(stream) + 1):
+        for stop in range(start, len(stream) + 1):
+            assert corpus.slice(start, stop).tolist() == stream[start:stop]
+    length = data.draw(st.integers(1, 9))
+    starts = np.array(data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=8)), np.int64)
+    windows = corpus.windows(starts, length)
+    assert (windows.shape, windows.dtype) == ((len(starts), length), np.uint16)
+    padded = stream + [0] * length
+    assert windows.tolist() == [padded[start : start + length] for start in starts]
 
 
-@pytest.mark.parametrize("shard_tokens", [5, 64, 1 << 27])
-@pytest.mark.parametrize("kind", ["bytes", "characters", "sentencepiece", "whole"])
-def test_what_is_stored(tmp_path, monkeypatch, tricky, english, shard_tokens, kind):
-    documents = [*tricky, english[:300], "", "last"]
-    monkeypatch.setattr(shards, "_SHARD_TOKENS", shard_tokens)
-    monkeypatch.setattr(sources, "_BLOCK", 40)
-    monkeypatch.setattr(shards, "_BATCH", 100)
-    monkeypatch.setattr(shards, "FORMAT", f"{shard_tokens} {kind}")  # not in one cache folder
-    match kind:
-        case "bytes":
-            tokenizer = ByteTokenizer()
-        case "characters":
-            tokenizer = CharacterTokenizer.of(documents)
-        case _:
-            tokenizer = train_sentencepiece([english], 400)
-            tokenizer.cuts = kind != "whole"  # a tokenizer that needs documents whole gets them whole
-    source = source_of(tmp_path, documents)
-    seen = []
-    corpus = prepare_corpus(source, tokenizer, lambda done, total: seen.append((done, total)))
-    check(corpus, tokenizer, documents)
-    assert seen == sorted(seen)
-    assert seen[-1] == (source.stored_bytes, source.stored_bytes)
-    again = prepare_corpus(source, tokenizer, lambda done, total: pytest.fail("tokenized twice"))
-    check(again, tokenizer, documents)
-    assert again.digest == corpus.digest
+def test_shards_of_two_widths(tmp_path):
+    (tmp_path / "a").write_bytes(np.array([1, 2], "<u2").tobytes())
+    (tmp_path / "b").write_bytes(np.array([70_000, 4], "<u4").tobytes())
+    files = [Shard(tmp_path / "a", "<u2", 2), Shard(tmp_path / "b", "<u4", 2)]
+    corpus = Corpus("", files, np.array([0]), np.array([1]))
+    assert corpus.slice(0, 4).tolist() == [1, 2, 70_000, 4]
+    assert corpus.windows(np.array([0, 1, 2]), 2).tolist() == [[1, 2], [2, 70_000], [70_000, 4]]
 
 
-@hypothesis_settings(max_examples=30)
-@given(documents=st.lists(st.text(alphabet="ab \n\u2003", max_size=30), min_size=1, max_size=5).filter(any))
-def test_words_and_bytes_are_of_the_text_however_it_is_cut(tmp_path_factory, documents):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BLOCK", 4)
-        check(
-            prepare_corpus(source_of(tmp_path_factory.mktemp("d"), documents), ByteTokenizer()),
-            ByteTokenizer(),
-            documents,
-        )
+def test_more_shards_than_a_process_may_open(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = shards._MAPPED_SHARDS + 100
+    corpus = corpus_of(tmp_path, range(2 * count), [2] * count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (shards._MAPPED_SHARDS + 64, hard))
+    try:
+        order = np.random.default_rng(0).permutation(2 * count)
+        assert corpus.windows(order, 2)[:, 0].tolist() == order.tolist()
+        assert corpus.slice(0, 2 * count).tolist() == list(range(2 * count))
+    finally:
+        shards._mapped.cache_clear()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_large_vocabularies_take_four_bytes(tmp_path, english):
-    tokenizer = train_sentencepiece([english], 400)
-    tokenizer.vocab_size = 70_000
-    corpus = prepare_corpus(source_of(tmp_path, ["four bytes a token"]), tokenizer)
-    assert corpus.slice(0, 3).dtype == np.uint32
-    assert prepare_corpus(source_of(tmp_path, ["two bytes"]), ByteTokenizer()).slice(0, 3).dtype == np.uint16
-
-
-def test_changed_content_is_another_corpus(tmp_path):
-    first = prepare_corpus(source_of(tmp_path, ["one"]), ByteTokenizer())
-    second = prepare_corpus(source_of(tmp_path, ["two"]), ByteTokenizer())
-    assert first.digest != second.digest
-    assert ByteTokenizer().decode(second.document(0)) == "two"
-
-
-@pytest.mark.parametrize("documents", [[""], ["", ""]])
-def test_no_text(tmp_path, documents):
-    with pytest.raises(ValueError, match=r"documents.jsonl holds no text; give a file with some"):
-        prepare_corpus(source_of(tmp_path, documents), ByteTokenizer())
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "fine"}\n{"text": 3}\n'))
-    before = set(cache_folder("corpora").iterdir())
-    with pytest.raises(ValueError, match=r"a.jsonl.gz:2"):
-        prepare_corpus(open_source(str(path)), ByteTokenizer())
-    assert set(cache_folder("corpora").iterdir()) == before
+def test_opening_a_corpus_of_many_shards_maps_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_SMALLEST_PIECE", 1 << 8)
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    source = source_of(tmp_path, ["some text"] * 3000)
+    prepared = prepare_corpus(source, ByteTokenizer(), workers=1)
+    assert len(prepared._shards) > 150
+    monkeypatch.setattr(shards, "_mapped", lambda shard: pytest.fail("mapped"))
+    again = PreparedCorpus(tmp_path / "cache" / "corpora" / prepared.digest)
+    assert again.num_tokens == prepared.num_tokens == 30_000
 
 
 @pytest.mark.parametrize(
@@ -134,18 +114,4 @@ def test_damaged_or_foreign_shards(tmp_path, monkeypatch, damage, sentence):
         prepare_corpus(source, ByteTokenizer())
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"is not a whole corpus"):
-        Corpus(tmp_path)
-
-
-def test_a_sentencepiece_corpus_is_the_same_prepared_in_any_blocks(tmp_path, english, monkeypatch):
-    tokenizer = train_sentencepiece([english], 400)
-    assert isinstance(tokenizer, SentencePieceTokenizer)
-    path = tmp_path / "a.txt"
-    path.write_text(english)
-    streams = []
-    for block in (64, 1000, 1 << 22):
-        monkeypatch.setattr(sources, "_BLOCK", block)
-        monkeypatch.setattr(shards, "FORMAT", f"block {block}")
-        corpus = prepare_corpus(open_source(str(path)), tokenizer)
-        streams.append(corpus.slice(0, corpus.num_tokens).tolist())
-    assert streams[0] == streams[1] == streams[2] == [1, *tokenizer.processor.encode(english)]
+        PreparedCorpus(tmp_path)

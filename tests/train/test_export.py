@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import train.export
-from data.tokenizer import ByteTokenizer, load_tokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.plain import ByteTokenizer
 from model.cost import count_parameters
 from model.decoder import DecoderConfig
 from model.families.weights import Layout
@@ -44,7 +45,19 @@ LLAMA = DecoderConfig(
     use_bias=False,
     tie_embeddings=False,
 )
+PALM = dataclasses.replace(
+    LLAMA,
+    num_kv_heads=1,
+    norm="layer",
+    norm_position="parallel",
+    norm_bias=False,
+    rope_scaling=None,
+    tie_embeddings=True,
+    logit_scale=0.25,
+    init="fan_in",
+)
 CONFIGS = {
+    "palm": PALM,
     "gpt2": GPT2,
     "gpt2_untied": dataclasses.replace(GPT2, tie_embeddings=False, mlp_dim=20),
     "llama": LLAMA,
@@ -107,7 +120,7 @@ def rewrite(folder: Path, change) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", ["gpt2", "llama", "llama_tied"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama_tied", "palm"])
 def test_an_imported_model_computes_what_transformers_computes(name: str, tmp_path: Path):
     golden = golden_folder(name, tmp_path / "model")
     config, params, _ = import_folder(tmp_path / "model")
@@ -168,7 +181,7 @@ def test_a_model_survives_export_and_import(name: str, tmp_path: Path):
     config, params = CONFIGS[name], random_params(CONFIGS[name])
     progress: list[tuple[int, int]] = []
     receipt = export_folder(params, config, None, tmp_path / "model", progress=lambda *done: progress.append(done))
-    assert receipt["architecture"] == {"g": "GPT2LMHeadModel", "l": "LlamaForCausalLM"}[name[0]]
+    assert receipt["architecture"] == {"g": "GPT2LMHeadModel", "l": "LlamaForCausalLM", "p": "CohereForCausalLM"}[name[0]]
     assert receipt["parameters"] == progress[-1][0] // 4 == progress[-1][1] // 4
     assert receipt["max_logit_difference"] <= 1e-5 * receipt["max_logit"]
     kept = json.loads((tmp_path / "model" / "jumok_receipt.json").read_text())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.tokenizer import ByteTokenizer
+from data.tokenizers.plain import ByteTokenizer
 from model.decode import Sampling
 from model.parameters import merge
 from train.console import Console

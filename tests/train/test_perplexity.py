@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.shards import Corpus, prepare_corpus
+from data.prepare import prepare_corpus
+from data.reading import Reading
+from data.shards import Corpus
 from data.sources import open_source
-from data.tokenizer import ByteTokenizer, Tokenizer, train_sentencepiece
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.plain import ByteTokenizer
+from data.tokenizers.sentence_piece import train_sentencepiece
 from model.decoder import DecoderConfig
 from model.parameters import Params, merge
-from train import evaluate
+from train import evaluate, perplexity
 from train.console import Console
 from train.load import load_run
 from train.mesh import MeshConfig, make_mesh
@@ -179,9 +183,72 @@ def test_the_unigram_model_is_counted(tmp_path):
         return prepare_corpus(open_source(str(path)), ByteTokenizer())
 
     # Counts plus one: a 3, b 3, everything else 1, of 4 + 257; the start tokens count for nothing.
-    measured = unigram_score(corpus("train", "aab", "b"), corpus("valid", "ab", "c"), 257)
+    train, valid = corpus("train", "aab", "b"), corpus("valid", "ab", "c")
+    measured = unigram_score([train], valid, 257)
     assert measured.nats == pytest.approx(-math.log(3 / 261 * 3 / 261 * 1 / 261))
     assert (measured.tokens, measured.bytes, measured.words) == (3, 3, 2)
+    # Of two corpora, each to its half of the limit, a start token and an a: so a 3, b 1, of 2 + 257.
+    assert unigram_score([train, valid], train, 257, limit=4).nats == pytest.approx(-2 * math.log(3 / 259 * 1 / 259))
+
+
+# Pairs
+
+PAIRS = [("Who?", "I."), ("", KOREAN), (KOREAN[:30], "a longer answer, of some words"), ("x" * 70, "y z"), ("w", "v")]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"q": question, "a": answer}) + "\n" for question, answer in PAIRS))
+    return prepare_corpus(open_source(str(path), Reading(prompt="{q}", response="{a}")), ByteTokenizer())
+
+
+@pytest.fixture(scope="module")
+def nats_of_answers(plain_nats):
+    """A function: nats of the learned tokens of the pairs, one number a token, in order."""
+
+    def nats(window: int, stride: int) -> np.ndarray:
+        costs = [
+            plain_nats([question + answer], window, stride, ByteTokenizer())[len(question.encode()) :]
+            for question, answer in PAIRS
+        ]
+        return np.concatenate(costs)
+
+    return nats
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("window", "stride"), [(32, 32), (32, 5), (7, 7)])
+def test_given_text_is_read_and_not_scored(plan, params, pairs, nats_of_answers, window, stride):
+    expected = nats_of_answers(window, stride)
+    measured = score(plan, params, pairs, batch_size=2, window=window, stride=stride)
+    assert measured.nats == pytest.approx(expected.sum(), rel=1e-6)
+    size = sum(len(answer.encode()) for _, answer in PAIRS)
+    assert (measured.tokens, measured.bytes) == (len(expected), size) == (size, size)
+    assert measured.words == sum(len(answer.split()) for _, answer in PAIRS)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 50, 130, 10_000])
+def test_a_limit_counts_learned_tokens(plan, params, pairs, nats_of_answers, limit):
+    expected = nats_of_answers(32, 32)[:limit]
+    measured = score(plan, params, pairs, batch_size=1, window=32, stride=32, limit=limit)
+    assert measured.nats == pytest.approx(expected.sum(), rel=1e-6)
+    assert (measured.tokens, measured.bytes) == (len(expected), len(expected))
+    left, words = limit, 0
+    for _, answer in PAIRS:
+        words += len(answer.encode()[:left].decode("utf-8", "replace").split())
+        left -= min(left, len(answer.encode()))
+    assert measured.words == words
+
+
+@pytest.mark.parametrize("stretch", [1, 7, 1 << 22])
+def test_the_unigram_model_learns_and_pays_for_answers_alone(pairs, stretch, monkeypatch):
+    monkeypatch.setattr(perplexity, "_STRETCH", stretch)
+    learned = np.frombuffer("".join(answer for _, answer in PAIRS).encode(), np.uint8)
+    frequency = (np.bincount(learned, minlength=257) + 1) / (len(learned) + 257)
+    measured = unigram_score([pairs], pairs, 257)
+    assert measured.nats == pytest.approx(-np.log(frequency[learned]).sum())
+    assert (measured.tokens, measured.bytes) == (len(learned), len(learned))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +298,12 @@ def test_other_text_and_windows_are_what_is_asked_for(uninterrupted, licence):
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
-    [("a.txt", "", "no text"), ("a.jsonl", '{"text": ""}\n', "no text"), ("b.csv", "a,b", "suffix that is not read")],
+    [
+        ("a.txt", "", "no text"),
+        ("a.jsonl", '{"text": ""}\n', "no text"),
+        ("b.csv", "a,b", "no column 'text'; the columns there are 'a', 'b'"),
+        ("b.pdf", "a", "suffix that is not read"),
+    ],
 )
 def test_text_that_is_none_is_refused(uninterrupted, tmp_path, name, content, sentence):
     (tmp_path / name).write_text(content)

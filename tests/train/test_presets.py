@@ -1,5 +1,6 @@
 """Every recipe divides on the mesh that it names, on up to 512 devices: by arithmetic, without one."""
 
+import json
 from functools import cache
 
 import pytest
@@ -7,7 +8,7 @@ from jax.sharding import AbstractMesh
 
 from model.presets import PRESETS
 from model.sharding import partition_spec
-from train.config import resolve, validate
+from train.config import resolve, to_json, validate
 from train.mesh import check_batch
 from train.recipes import RECIPES, find_recipe, needs
 from train.state import blueprint
@@ -35,3 +36,11 @@ def test_recipes_are_whole_runs(name):
     if not needs(config):
         validate(config)
     assert config.data.max_length <= config.model.max_length
+
+
+def test_code_that_a_file_names_is_not_run(tmp_path):
+    path = tmp_path / "config.json"
+    for data in ({"path": "os:getcwd"}, {"mixture": ["a=1:os:getcwd"]}, {"valid_path": "os:getcwd"}):
+        path.write_text(json.dumps(to_json(find_recipe("smoke")) | {"data": data}))
+        with pytest.raises(ValueError, match=r"data.path names code, os:getcwd, and what a file names is not run"):
+            find_recipe(str(path))

@@ -105,6 +105,19 @@ def test_interrupted_and_resumed_is_uninterrupted(small, run, uninterrupted):
     assert [row["tokens"] for row in rows(run)] == [512 * step for step in range(1, 11)]
 
 
+def test_a_mixture_goes_on_where_it_stopped(small, licence, tmp_path):
+    mixture = (f"paragraphs=3:{small.data.path}", f"licence=1:{licence}")
+    mixed = with_value(small, "data.mixture", mixture)
+    result = train(mixed, tmp_path / "whole", steps=4)
+    assert [(source["name"], source["drawn"], source["share"]) for source in result["sources"]] == [
+        ("paragraphs", 48, 0.75),
+        ("licence", 16, 0.25),
+    ]
+    train(mixed, tmp_path / "parts", steps=4, stop_after=1)
+    assert train(mixed, tmp_path / "parts", steps=4)["loss"] == result["loss"]
+    assert state_digests(tmp_path / "parts", 4) == state_digests(tmp_path / "whole", 4)
+
+
 @pytest.mark.core
 def test_sigterm_saves_at_the_next_step(small, tmp_path, monkeypatch, capsys, uninterrupted):
     after = StepReport.after

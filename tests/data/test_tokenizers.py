@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from contextlib import ExitStack
 
 import numpy as np
@@ -10,15 +11,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizer import (
-    TOKENIZER_FILE,
-    ByteTokenizer,
-    CarriedTokenizer,
-    CharacterTokenizer,
-    SentencePieceTokenizer,
-    load_tokenizer,
-    train_sentencepiece,
-)
+from data.tokenizers.base import TOKENIZER_FILE
+from data.tokenizers.carried import CarriedTokenizer
+from data.tokenizers.load import load_tokenizer
+from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
+from data.tokenizers.sentence_piece import SentencePieceTokenizer, _sample, train_sentencepiece
+from data.tokenizers.sentence_piece_model import has_user_defined_pieces, model_type, with_scores
 
 pytestmark = pytest.mark.core
 KINDS = ["bytes", "characters", "sentencepiece"]
@@ -107,6 +105,27 @@ def test_digests_differ(tokenizers, trained, english):
     assert train_sentencepiece([english], 400).digest == trained.digest
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost(tokenizers, kind):
+    assert tokenizers[kind].lossless
+    assert tokenizers[kind].loss == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_change_nothing(tokenizers, kind, english, tricky):
+    texts = [*tricky, english * 3]
+    one, two = (tokenizers[kind].encode_batch(texts, threads) for threads in (1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_special_tokens_by_role(tokenizers):
+    assert tokenizers["bytes"].specials == {"start": 256, "end": 256}
+    assert tokenizers["sentencepiece"].specials == {"start": 1, "end": 2, "unknown": 0}
+    assert tokenizers["sentencepiece"].special("end") == 2
+    with pytest.raises(ValueError, match=r"this bytes tokenizer has no mask token; its special tokens are: start, end"):
+        tokenizers["bytes"].special("mask")
+
+
 def test_characters_refuse_an_unknown_one():
     tokenizer = CharacterTokenizer.of(["hello"])
     assert tokenizer.vocab_size == 5
@@ -176,9 +195,32 @@ def test_the_sample_is_bounded_and_seeded(english):
     assert len(set(trained)) > 1
 
 
+def test_the_sample_is_the_blocks_that_draw_the_largest_numbers():
+    sizes = [random.Random(1).choice([5, 80, 400]) for _ in range(200)]
+    texts = [chr(0x4E00 + i) * size for i, size in enumerate(sizes)]
+    for seed in range(5):
+        generator = random.Random(seed)
+        draws = {text: generator.random() for text in texts}
+        expected, held = [], 0
+        for text in sorted(texts, key=lambda text: -draws[text]):
+            held += len(text)
+            if held > 3000:
+                break
+            expected.append(text)
+        assert _sample(iter(texts), 3000, seed) == sorted(expected, key=texts.index)
+
+
+def test_unigram_scores_add_up_exactly(english):
+    tokenizer = train_sentencepiece([english], 320, "unigram")
+    scores = [tokenizer.processor.get_score(token) for token in range(320)]
+    assert len(set(scores)) > 10
+    assert all((score * 64).is_integer() for score in scores)
+    assert set("<>/0123456789ABCDEFxsunk") <= set(tokenizer.pieces)
+
+
 def test_unigram_is_lossless_too(english, tricky):
-    tokenizer = train_sentencepiece([english], 300, "unigram")
-    assert tokenizer.vocab_size == 300
+    tokenizer = train_sentencepiece([english], 320, "unigram")
+    assert tokenizer.vocab_size == 320
     for text in tricky:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -197,17 +239,40 @@ def foreign_model(english) -> bytes:
     return writer.getvalue()
 
 
+def test_what_the_file_of_a_model_tells(trained, foreign_model, english):
+    unigram = train_sentencepiece([english], 320, "unigram")
+    assert [model_type(t.files["tokenizer.model"]) for t in (trained, unigram)] == ["bpe", "unigram"]
+    assert (trained.model_type, unigram.model_type) == ("bpe", "unigram")
+    changed = sentencepiece.SentencePieceProcessor(model_proto=with_scores(foreign_model, lambda score: score - 2))
+    model = sentencepiece.SentencePieceProcessor(model_proto=foreign_model)
+    assert all(changed.id_to_piece(i) == model.id_to_piece(i) for i in range(100))
+    assert all(changed.get_score(i) == model.get_score(i) - 2 for i in range(100))
+
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(english.split("\n")),
+        model_writer=writer,
+        vocab_size=40,
+        user_defined_symbols=["moon"],
+        minloglevel=2,
+    )
+    assert has_user_defined_pieces(writer.getvalue())
+    assert not has_user_defined_pieces(foreign_model)
+
+
 def test_a_foreign_model_does_what_its_own_library_does(foreign_model, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(foreign_model)
     (tmp_path / "tokenizer_config.json").write_text('{"theirs": true}')
     (tmp_path / "unrelated.bin").write_bytes(b"not ours")
     tokenizer = load_tokenizer(tmp_path)
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    assert not tokenizer.lossless
     assert not tokenizer.cuts
     text = "the cat sees  the moon"
     assert tokenizer.encode(text).tolist() == tokenizer.processor.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == "the cat sees the moon"
+    assert not tokenizer.lossless
+    assert "typographic forms of letters, spaces at the start, spaces at the end, runs of spaces" in tokenizer.loss
+    assert tokenizer.loss.endswith(" and characters outside its vocabulary")
     tokenizer.save(tmp_path / "saved")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(
         ["tokenizer.model", "tokenizer_config.json", TOKENIZER_FILE]
@@ -250,7 +315,8 @@ def test_a_tokenizer_that_cannot_be_run_is_carried(tmp_path):
         lambda: tokenizer.token_bytes(1),
     ):
         with pytest.raises(
-            ValueError, match=r"carries a tokenizer \(tokenizer.json, tokenizer_config.json\) that cannot"
+            ValueError,
+            match=r"carries a tokenizer \(tokenizer.json, tokenizer_config.json\) that cannot be run yet, .*",
         ):
             use()
     tokenizer.save(tmp_path / "saved")
