@@ -80,12 +80,14 @@ def file_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
         return compute()
     identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns]
     memo = f"{digest_of(*identity)}-{name}.json"
+    folder = f"files/{memo[:2]}"  # a write lists its folder, which of many files would take long
     try:
-        return json.loads((cache_path("files") / memo).read_text())["value"]
+        return json.loads((cache_path(folder) / memo).read_text())["value"]
     except (OSError, ValueError, KeyError, TypeError):
         value = compute()
     if time.time() - status.st_mtime > _SETTLED_SECONDS:
-        with suppress(ValueError), written_atomically(cache_folder("files") / memo) as temporary:  # it may be read-only
+        # The cache may be read-only, or its disk full.
+        with suppress(ValueError, OSError), written_atomically(cache_folder(folder) / memo) as temporary:
             temporary.write_text(json.dumps({"file": identity, "value": value}))
     return value
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.cache import cache_folder, digest_of, written_atomically
+from data.cache import cache_folder, cache_path, digest_of, written_atomically
 from data.files import file_digest, found
 
 Progress = Callable[[int, int], None]
@@ -76,7 +76,7 @@ def copy_hub(name: str, progress: Progress | None = None) -> list[str]:
             split = (dataset.info.splits or {}).get("train")
         return dataset, split.num_examples if split else 0
 
-    return _copied(cache_folder("hub") / digest_of(_FORMAT, identity, config), what, records, progress)
+    return _copied(f"hub/{digest_of(_FORMAT, identity, config)}", what, records, progress)
 
 
 def copy_code(path: str, progress: Progress | None = None) -> list[str]:
@@ -97,18 +97,16 @@ def copy_code(path: str, progress: Progress | None = None) -> list[str]:
         for number, item in enumerate(_guarded(items, path)):
             hashed.update(_line(item, path, number))
         identity = hashed.hexdigest()
-    folder = cache_folder("code") / digest_of(_FORMAT, path, identity, len(source))
-    return _copied(folder, path, lambda: (_Items(source, path), len(source)), progress)
+    name = f"code/{digest_of(_FORMAT, path, identity, len(source))}"
+    return _copied(name, path, lambda: (_Items(source, path), len(source)), progress)
 
 
-def _copied(
-    folder: Path, what: str, records: Callable[[], tuple[_Records, int]], progress: Progress | None
-) -> list[str]:
-    """The files of the copy in `folder`, with what is missing fetched first. `records` gives them and their number."""
+def _copied(name: str, what: str, records: Callable[[], tuple[_Records, int]], progress: Progress | None) -> list[str]:
+    """The files of the copy in the cache's folder `name`; what is missing is fetched: `records`, with their number."""
+    folder = cache_path(name)
     whole = folder / "copy.json"
-    if not whole.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        files = _copy(folder, what, *records(), progress)
+    if not whole.exists():  # what is there is only read, and the cache may be read-only
+        files = _copy(cache_folder(name), what, *records(), progress)
         with written_atomically(whole) as temporary:
             temporary.write_text(json.dumps({"source": what, "files": files}))
     return [str(folder / _name(number)) for number in range(json.loads(whole.read_text())["files"])]
@@ -187,7 +185,7 @@ def _sentence(error: Exception) -> str:
 
 def _library() -> Any:
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")  # checked without this extra, too
     except ImportError as error:
         raise ValueError('hub: needs the datasets library; run pip install "jumok[hub]"') from error
     datasets.disable_progress_bars()
@@ -198,7 +196,7 @@ def _commit(name: str, revision: str | None, what: str) -> str:
     """The commit that a revision stands for now; or, where the hub can't be asked, stood for when it was last asked."""
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    memo = cache_folder("hub") / f"{digest_of(name, revision)}.commit"
+    memo = cache_path("hub") / f"{digest_of(name, revision)}.commit"
     try:
         import huggingface_hub
 
@@ -208,8 +206,9 @@ def _commit(name: str, revision: str | None, what: str) -> str:
             return memo.read_text()
         _library()
         raise ValueError(f"{what} cannot be found ({_sentence(error)}); check the name and the network") from error
-    with written_atomically(memo) as temporary:
-        temporary.write_text(commit)
+    if not memo.exists() or memo.read_text() != commit:
+        with written_atomically(cache_folder("hub") / memo.name) as temporary:
+            temporary.write_text(commit)
     return commit
 
 

@@ -100,9 +100,13 @@ class DataConfig:
                 raise ValueError(
                     f"data.{name}={getattr(self, name)!r} must be {', '.join(choices[:-1])} or {choices[-1]}"
                 )
-        for name in ("path", "tokenizer"):
-            if not getattr(self, name):
-                raise ValueError(f"data.{name} is empty; pass --data.{name.replace('_', '-')} with a value")
+        elsewhere = bool(self.mixture or self.source_path)
+        for name, is_needed in (("path", not elsewhere), ("tokenizer", True)):
+            if is_needed and not getattr(self, name):
+                raise ValueError(f"data.{name} is empty; pass --data.{name} with a value")
+        if elsewhere and self.path not in ("", EMBEDDED):
+            other = "mixture" if self.mixture else "source_path"
+            raise ValueError(f"data.path={self.path!r} and data.{other} are two texts to learn from; give one of them")
         for given, learned in (("source_path", "target_path"), ("valid_source_path", "valid_target_path")):
             if bool(getattr(self, given)) != bool(getattr(self, learned)):
                 raise ValueError(f"data.{given} and data.{learned} go together: give both, or neither")
@@ -116,6 +120,10 @@ class DataConfig:
             raise ValueError('data.too_long="split" is for text, and these are pairs; pass refuse, drop or cut')
         self.reading.validate()
         self.portions()
+
+    def names(self) -> str:
+        """What is learned from, for sentences."""
+        return ", ".join(repr(portion.path) for portion in self.portions())
 
     def portions(self) -> tuple[Portion, ...]:
         """The sources that are learned from, one of them unless they are mixed."""
@@ -162,6 +170,7 @@ def prepare_dataset(
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
     make: Callable[[Source, Tokenizer, Progress | None], Corpus] | None = None,
+    roles: tuple[str, ...] = (),
 ) -> Dataset:
     """Finds and splits the text, makes a tokenizer where none is given, and tokenizes, all of it once into the cache.
 
@@ -172,6 +181,7 @@ def prepare_dataset(
         tokenizer: the run's, on resume and in evaluation.
         progress: called with the stored bytes done and in all, for training and validation text together.
         make: what tokenizes a source; by default `prepare_corpus`.
+        roles: of the special tokens that a tokenizer made here has besides start and end, such as "mask".
 
     Raises:
         ValueError: bad data, a bad tokenizer, or one that doesn't fit the model's vocabulary.
@@ -182,7 +192,7 @@ def prepare_dataset(
         return _open_ready(config, portions, vocab_size, tokenizer, progress)
     train, valid = open_sources(config, allow_code=True, progress=progress)
     if tokenizer is None:
-        tokenizer = _make_tokenizer(config, train, valid, vocab_size, seed)
+        tokenizer = _make_tokenizer(config, train, valid, vocab_size, seed, roles)
     check_vocabulary(tokenizer, vocab_size)
     make = make or partial(prepare_corpus, workers=config.workers)
     sources = (*train, valid)
@@ -222,7 +232,8 @@ def prepare_held_out(config: DataConfig, tokenizer: Tokenizer, progress: Progres
     if is_foreign(config.valid_path or paths[0]):
         held_out = open_foreign(config.valid_path or paths[0], tokenizer, progress)
         return held_out if config.valid_path else held_out.split()[1]
-    return prepare_corpus(open_sources(config)[1], tokenizer, progress, config.workers)
+    source = _open_validation(config, False, progress) or open_sources(config)[1]
+    return prepare_corpus(source, tokenizer, progress, config.workers)
 
 
 def open_sources(
@@ -238,12 +249,17 @@ def open_sources(
         opened = [open_pairs(config.source_path, config.target_path, reading)]
     else:
         opened = [open_source(portion.path, reading, allow_code, progress) for portion in config.portions()]
-    if config.valid_source_path and config.valid_target_path:
-        return tuple(opened), open_pairs(config.valid_source_path, config.valid_target_path, reading)
-    if config.valid_path:
-        return tuple(opened), open_source(config.valid_path, reading, allow_code, progress)
+    if validation := _open_validation(config, allow_code, progress):
+        return tuple(opened), validation
     train, valid = zip(*map(split_source, opened), strict=True)
     return train, Source(tuple(part for source in valid for part in source.parts), opened[0].reading)
+
+
+def _open_validation(config: DataConfig, allow_code: bool, progress: Progress | None) -> Source | None:
+    """The validation text that is named; None where some of the training text is held out."""
+    if config.valid_source_path and config.valid_target_path:
+        return open_pairs(config.valid_source_path, config.valid_target_path, config.reading)
+    return open_source(config.valid_path, config.reading, allow_code, progress) if config.valid_path else None
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -293,7 +309,7 @@ def _open_ready(
 
 
 def _make_tokenizer(
-    config: DataConfig, train: tuple[Source, ...], valid: Source, vocab_size: int, seed: int
+    config: DataConfig, train: tuple[Source, ...], valid: Source, vocab_size: int, seed: int, roles: tuple[str, ...]
 ) -> Tokenizer:
     def texts(sources: Iterable[Source]) -> Iterable[str]:
         return (text for source in sources for text in source.texts())
@@ -306,9 +322,9 @@ def _make_tokenizer(
             return CharacterTokenizer.of(texts((*train, valid)))
         case "sentencepiece":
             digests = [source.digest for source in train]
-            folder = cache_folder("tokenizers") / digest_of("sentencepiece bpe 2", digests, vocab_size, seed)
+            folder = cache_folder("tokenizers") / digest_of("sentencepiece bpe 2", digests, vocab_size, seed, roles)
             if not folder.exists():
-                trained = train_sentencepiece(texts(train), vocab_size, seed=seed)
+                trained = train_sentencepiece(texts(train), vocab_size, seed=seed, roles=roles)
                 with written_atomically(folder) as temporary:
                     trained.save(temporary)
             return load_tokenizer(folder)

@@ -8,7 +8,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.cache import cache_folder, digest_of, written_atomically
+from data.cache import cache_folder, cache_path, digest_of, written_atomically
 
 
 def embedded_corpus() -> Path:
@@ -20,15 +20,18 @@ def embedded_corpus() -> Path:
     Raises:
         ValueError: this Python comes without its sources.
     """
-    copy = cache_folder("embedded") / "python.jsonl"
-    if not copy.exists():
+    copy = cache_path("embedded") / "python.jsonl"
+    if not copy.exists():  # what is there is only read, and the cache may be read-only
         documents = sorted(_python_documents(), key=lambda document: digest_of(document[0]))
         if sum(len(text) for _, text in documents) < 1_000_000:
             raise ValueError(
                 f"this Python ({sys.executable}) does not carry the sources that the embedded corpus is made of; "
                 f"pass --data.path FILE"
             )
-        with written_atomically(copy) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with (
+            written_atomically(cache_folder("embedded") / copy.name) as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as file,
+        ):
             for name, text in documents:
                 file.write(json.dumps({"name": name, "text": text}, ensure_ascii=False) + "\n")
     return copy

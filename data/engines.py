@@ -5,6 +5,7 @@ makes its shard in the cache's folder, as every process does that prepares (data
 byte by byte. The machines must see the cache and the text under the same paths, and have this program installed.
 """
 
+import importlib
 import json
 import os
 from contextlib import suppress
@@ -30,11 +31,11 @@ def prepare_with_ray(source: Source, tokenizer: Tokenizer, progress: Progress | 
 
 def _run_tasks(plan: Plan, tally: Tally) -> None:
     try:
-        import ray.data
+        ray_data = importlib.import_module("ray.data")  # checked without this extra, too
     except ImportError as error:
         raise ValueError('Ray is not installed; run pip install "jumok[ray]"') from error
     count, described = len(plan.pieces), json.dumps(plan.to_json() | {"directory": os.getcwd()})
-    numbers = ray.data.range(count, override_num_blocks=count)  # a task each
+    numbers = ray_data.range(count, override_num_blocks=count)  # a task each
     for row in numbers.map(partial(_make, described)).iter_rows():
         if row["refused"]:
             raise ValueError(row["refused"])

@@ -19,7 +19,7 @@ from data.cache import file_fact
 CHUNK_BYTES = 1 << 20
 _COMPRESSED = (".gz", ".zst")
 _STEP = 1 << 12  # stored bytes, of which each of these formats makes 128 MiB at the very most
-_REMEMBERED_BYTES = 1 << 22  # smaller files are hashed anew as fast as a remembered digest is looked up
+_REMEMBERED_BYTES = 1 << 17  # smaller files are hashed anew as fast as a remembered digest is looked up
 
 
 def is_compressed(path: str) -> bool:

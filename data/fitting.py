@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from data.cache import cache_folder, digest_of, written_atomically
+from data.cache import cache_folder, cache_path, digest_of, written_atomically
 from data.packing import Packing, Runs, describe, document_stops, ranges
-from data.shards import Corpus
+from data.shards import Corpus, column
 
 TooLong = Literal["refuse", "drop", "cut", "split"]
 
@@ -55,10 +55,10 @@ class FittedRows:
     def __init__(self, corpus: Corpus, length: int, packing: Packing, end_id: int, too_long: TooLong = "refuse"):
         self.corpus, self.length, self.end_id = corpus, length, end_id
         self.packing: Packing = packing
-        folder = cache_folder("rows") / digest_of(_FORMAT, corpus.digest, length, too_long)
-        if not folder.exists():
+        folder = cache_path("rows") / digest_of(_FORMAT, corpus.digest, length, too_long)
+        if not folder.exists():  # what is there is only read, and the cache may be read-only
             _refuse(corpus, length, too_long)
-            with written_atomically(folder) as temporary:
+            with written_atomically(cache_folder("rows") / folder.name) as temporary:
                 temporary.mkdir()
                 _plan(temporary, corpus, length, too_long)
         try:
@@ -67,7 +67,7 @@ class FittedRows:
             self.num_cut: int = index["cut"]
             self._tokens: int = index["tokens"]
             self._documents, self._offsets, self._bounds = (
-                _mapped(folder / f"{name}.bin", index[name]) for name in _COLUMNS
+                column(folder / f"{name}.bin", index[name]) for name in _COLUMNS
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -213,9 +213,10 @@ def _refuse(corpus: Corpus, length: int, too_long: TooLong) -> None:
             int(np.count_nonzero(document_stops(corpus, documents) - corpus.document_starts[documents] > length))
             for documents in _chunks(corpus)
         )
+        ways = "drop, cut or split" if corpus.learned_only else "drop or cut"
         raise ValueError(
             f"{long:,} of {corpus.num_documents:,} documents have more than data.max_length={length} tokens, the "
-            f"longest {corpus.longest:,}; pass --data.max-length {corpus.longest}, or --data.too-long drop or cut"
+            f"longest {corpus.longest:,}; pass --data.max-length {corpus.longest}, or --data.too-long {ways}"
         )
 
 
@@ -232,9 +233,3 @@ def _tokens(corpus: Corpus, runs: Runs) -> np.ndarray:
     offsets = ranges(np.zeros_like(chunks), chunks) * _CHUNK
     windows = corpus.windows(np.repeat(runs.starts, chunks) + offsets, _CHUNK)
     return windows[np.arange(_CHUNK) < (np.repeat(places, chunks) - offsets)[:, None]]
-
-
-def _mapped(path: Path, length: int) -> np.ndarray:
-    if path.stat().st_size != length * 8:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {length * 8}")
-    return np.memmap(path, np.int64, "r", shape=(length,)).view(np.ndarray)

@@ -108,18 +108,22 @@ class ForeignFile(NamedTuple):
 
 
 def is_foreign(path: str) -> bool:
-    """Whether a path means ready shards: .bin or .idx files, a glob or folder of them, or the name of such a pair."""
+    """Whether a path means ready shards: .bin or .idx files, a glob or folder of them, or the name of such a pair.
+
+    A folder does only if it holds nothing else: a stray .bin among text is passed over like an image.
+    """
     path = os.path.expanduser(path)
     if path.endswith((".bin", ".idx")) or os.path.isfile(f"{path}.idx"):
         return True
-    return os.path.isdir(path) and any(file.endswith(".bin") for file in found(path))
+    files = found(path) if os.path.isdir(path) else []
+    return bool(files) and all(file.endswith((".bin", ".idx")) for file in files)
 
 
 def find_foreign(path: str) -> list[ForeignFile]:
     """The files at `path`: one, those of a folder or a glob, or the pair that shares this name. Others are passed over.
 
     Raises:
-        ValueError: there are none, or one is not whole or of no known kind.
+        ValueError: there are none, one is not whole or of no known kind, or training and validation text lie together.
     """
     if "://" in path:
         raise ValueError(f"{path} is not local, and ready shards are read where they lie; copy them to this machine")
@@ -128,6 +132,13 @@ def find_foreign(path: str) -> list[ForeignFile]:
     stems = sorted({file[:-4] for file in listed if file.endswith((".bin", ".idx"))})
     if not stems:
         raise ValueError(f"{path} holds no ready shards; give .bin files of nanoGPT, llm.c or Megatron")
+    for stem in stems:
+        folder, name = os.path.split(stem)
+        if name == "train" and (held_out := os.path.join(folder, "val")) in stems:
+            raise ValueError(
+                f"{path} holds training and validation text, {stem}.bin and {held_out}.bin; name the one with "
+                f"--data.path {stem}.bin and the other with --data.valid-path {held_out}.bin"
+            )
     indexed = [os.path.isfile(f"{stem}.idx") for stem in stems]
     for stem, has_index in zip(stems, indexed, strict=True):
         if not os.path.isfile(f"{stem}.bin"):

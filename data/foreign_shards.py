@@ -34,6 +34,8 @@ _CHUNK = 1 << 22  # tokens that are searched together
 class ForeignCorpus(Corpus):
     """Ready shards, or a stretch of them, as a corpus. `open_foreign` makes it."""
 
+    text_is_counted = False
+
     def __init__(self, searched: "_Searched", tokenizer: Tokenizer, begin: int, end: int):
         first, last = np.searchsorted(searched.starts, [begin, end])
         starts, given = searched.starts[first:last], searched.given[first:last]

@@ -47,6 +47,7 @@ class Format:
     """How files of a kind are read, and where they may be cut. `has_columns`: whether the columns' names matter."""
 
     has_columns = True
+    _divisible = False  # whether a place in the middle is found without reading all that lies before it
 
     def blocks(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[Block]:
         """The documents of a part; `read` counts from the beginning of the file as it is stored."""
@@ -64,14 +65,13 @@ class Format:
         """The place where about a last tenth of the whole file begins; None where it is too small for one."""
         raise NotImplementedError
 
-    def places(self, part: Part, targets: list[int]) -> list[int]:
-        """Places inside the part where it may be cut, ascending: the first one at or after each ascending target.
+    def is_divisible(self, part: Part) -> bool:
+        """Whether the part's pieces can be read apart, without each reading all that lies before it."""
+        return self._divisible and not is_compressed(part.path)
 
-        Only those that can be reached without reading all that lies before them: a compressed file has none.
-        """
+    def places(self, part: Part, targets: list[int]) -> list[int]:
+        """Places inside a divisible part where it may be cut, ascending: the first at or after each of the targets."""
         places: list[int] = []
-        if any(is_compressed(path) for path in (part.path, part.paired or "")):
-            return places
         stop = self.length(part) if part.stop is None else part.stop
         for target in targets:
             if target > max([part.start, *places[-1:]]):
@@ -82,13 +82,14 @@ class Format:
         return places
 
     def _place_from(self, part: Part, target: int) -> int | None:
-        return None
+        raise NotImplementedError
 
 
 class _Text(Format):
     """One document a file."""
 
     has_columns = False
+    _divisible = True
 
     def blocks(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[Block]:
         if reading.bad == "skip":  # all of it has to be seen before any of it is given out
@@ -199,6 +200,8 @@ class _Records(Format):
 
 class _JsonLines(_Records):
     """A JSON object a line; blank lines are passed over. Its numbers count from the part's beginning."""
+
+    _divisible = True
 
     def length(self, part: Part) -> int:
         return content_bytes(part.path)
@@ -421,6 +424,8 @@ def _present(path: str, present: list[str], reading: Reading | None) -> dict[str
 class _Parquet(_Records):
     """Rows, of which only the columns that are read are fetched, row group by row group."""
 
+    _divisible = True
+
     def length(self, part: Part) -> int:
         def count() -> int:
             with _parquet(part.path) as (file, _):
@@ -528,9 +533,6 @@ class _LinePairs(_Records):
 
     def _place(self, part: Part, number: int) -> str:
         return f"{part.path}:{number}, with {part.paired},"
-
-    def _place_from(self, part: Part, target: int) -> int | None:
-        return target
 
 
 def _paired(part: Part) -> str:

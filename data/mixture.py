@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SLOTS = 1 << 16
+HELD_OUT = "held out"  # what reports call the validation text beside the sources
 _EXAMPLE = "NAME=WEIGHT:PATH, such as web=3:web.jsonl, or NAME=2.5epochs:PATH"
 
 
@@ -41,8 +42,8 @@ def parse_mixture(specs: Sequence[str]) -> tuple[Portion, ...]:
     """The portions that NAME=WEIGHT:PATH or NAME=2.5epochs:PATH describe.
 
     Raises:
-        ValueError: parts that are missing, an amount that is no number above zero, two sources of one name, or weights
-            beside epochs.
+        ValueError: parts that are missing, an amount that is no number above zero, two sources of one name or one of
+            a name that reports use, or weights beside epochs.
     """
     portions = tuple(map(_parse, specs))
     named: dict[str, Portion] = {}
@@ -69,6 +70,8 @@ def _parse(spec: str) -> Portion:
         raise ValueError(f"{spec!r} is not a source of a mixture; write {_EXAMPLE}")
     if not name or not path:
         raise ValueError(f"{spec!r} has an empty {'path' if name else 'name'}; write {_EXAMPLE}")
+    if name == HELD_OUT:
+        raise ValueError(f"no source can be named {name!r}, as reports call the validation text; name it otherwise")
     number = amount.removesuffix("epochs").removesuffix("epoch")
     try:
         value = float(number)

@@ -30,7 +30,9 @@ from data.sources import Source
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.load import load_tokenizer
 
-_PIECES = 1024  # about so many, so that what a kill costs is little, and a corpus has not too many files
+# About so many, so that what a kill costs is little, and a corpus has not too many files: fewer than
+# data/shards.py's _MAPPED_SHARDS, so that all of its shards stay mapped.
+_PIECES = 400
 _SMALLEST_PIECE = 1 << 24  # bytes as stored: a second or more of work
 
 

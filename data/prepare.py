@@ -114,8 +114,9 @@ def _prepare(engine: Engine, plan: Plan, progress: Progress | None) -> None:
         if not plan.target.exists():  # otherwise another process was faster, and tidied up
             raise RuntimeError(f"{plan.folder} was removed while it was in use; run again") from error
     except ValueError:
-        if is_new and not any(path.stat().st_size for path in plan.corpus.iterdir()):  # nothing that is worth keeping
-            shutil.rmtree(plan.folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process refuses the same file, and has tidied up
+            if is_new and not any(path.stat().st_size for path in plan.corpus.iterdir()):  # nothing worth keeping
+                shutil.rmtree(plan.folder, ignore_errors=True)
         raise
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from data.text import cut_at
+from data.text import cut
 
 BLOCK = 1 << 22  # characters
 
@@ -140,11 +140,11 @@ def blocks_of(pieces: Iterable[tuple[str, int]], given: bool = False) -> Iterato
     """One text, which comes in pieces with the stored bytes read, in blocks; where it is learned, a document ends."""
     text, read = "", 0
     for piece, read in pieces:
-        text += piece
-        while len(text) > BLOCK:
-            place = cut_at(text, BLOCK)
-            yield Block(text[:place], False, read, given)
-            text = text[place:]
+        parts = cut(text + piece, BLOCK)
+        text = next(parts, "")
+        for part in parts:
+            yield Block(text, False, read, given)
+            text = part
     yield Block(text, not given, read, given)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 FORMAT = "jumok corpus 2"
 DOCUMENT_COLUMNS = ("starts", "given", "bytes", "words")
 
-# Python keeps a file open for as long as it is mapped, and a process may usually open 1,024.
+# Python keeps a file open for as long as it is mapped, and a process may usually open 1,024. A corpus that
+# data/plan.py divides has about _PIECES shards, which are fewer, so that all of them stay mapped.
 _MAPPED_SHARDS = 512
 
 
@@ -62,6 +63,7 @@ class Corpus:
         refusals: the first few sentences that say why they could not.
     """
 
+    text_is_counted = True
     document_bytes: Column
     document_words: Column
     num_bytes: int

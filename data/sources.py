@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import takewhile, zip_longest
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ from data.reading import PLAIN, Block, Part, Reading
 EMBEDDED = "embedded"
 HUB = "hub:"
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_LEAST_HELD, _MOST_HELD = 0.05, 0.2  # of the stored bytes: what whole files that are held out may come to
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Source:
     def __post_init__(self):
         self.reading.validate()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of the files' order, contents, ranges, and names below their common folder; and of how they are read."""
         columns = any(self.format(part).has_columns for part in self.parts)
@@ -59,7 +61,7 @@ class Source:
             ],
         )
 
-    @property
+    @cached_property
     def stored_bytes(self) -> int:
         """The sizes of the files as they are stored, as `Block.read` counts; of a range, its share of them."""
         return sum(stop - start for start, stop in map(self._stored_range, self.parts))
@@ -95,11 +97,11 @@ class Source:
     def divide(self, size: int, cuts: bool) -> list["Source"]:
         """Pieces of about `size` stored bytes, at least one: their blocks, in turn, are those of the whole.
 
-        Small files stand together in a piece. A large one is divided: .jsonl and pairs of files at lines, .parquet at
-        row groups, and text, where `cuts` (`Tokenizer.cuts`) allows it, after a run of line feeds; then the next
-        piece's first part `continues` the document, although the piece before ended with a block that is its `last`.
-        Compressed files, .json, .csv and .tsv stay whole, since each piece would have to read all that lies before
-        it; and so does text that is checked before any of it is given out. The pieces depend on the files and on the
+        Small files stand together in a piece. A large one is divided: .jsonl at lines, .parquet at row groups, and
+        text, where `cuts` (`Tokenizer.cuts`) allows it, after a run of line feeds; then the next piece's first part
+        `continues` the document, although the piece before ended with a block that is its `last`. Compressed files,
+        .json, .csv, .tsv and pairs of files stay whole, since each piece would have to read all that lies before it;
+        and so does text that is checked before any of it is given out. The pieces depend on the files and on the
         arguments alone.
         """
         pieces: list[list[Part]] = []
@@ -159,7 +161,7 @@ class Source:
         """A part in at most `count` pieces; none where it stays whole."""
         format = self.format(part)
         is_document = not format.has_columns
-        if count < 2 or (is_document and not (cuts and self.reading.bad == "stop")):
+        if count < 2 or not format.is_divisible(part) or (is_document and not (cuts and self.reading.bad == "stop")):
             return []
         start, stop = part.start, format.length(part) if part.stop is None else part.stop
         places = format.places(part, [start + (stop - start) * number // count for number in range(1, count)])
@@ -236,6 +238,8 @@ def open_pairs(source_path: str, target_path: str, reading: Reading = PLAIN) -> 
 def split_source(source: Source) -> tuple[Source, Source]:
     """Holds out about a tenth for validation, always the same: some of several files, or the end of a single one.
 
+    Where whole files would be far from a tenth, as of a few large ones, it is the end of each file.
+
     Raises:
         ValueError: too little to hold anything out.
     """
@@ -304,6 +308,12 @@ def _split_files(source: Source) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
             room -= sizes[i]
     if not held:
         held = {min(range(len(parts)), key=lambda i: (sizes[i], names[i]))}
+    if not _LEAST_HELD * sum(sizes) <= sum(sizes[i] for i in held) <= _MOST_HELD * sum(sizes):
+        places = [source.format(part).last_tenth(part) for part in parts]
+        if any(place is not None for place in places):
+            train = tuple(replace(part, stop=place) for part, place in zip(parts, places, strict=True))
+            ends = zip(parts, places, strict=True)
+            return train, tuple(replace(part, start=place) for part, place in ends if place is not None)
     train = tuple(part for i, part in enumerate(parts) if i not in held)
     return train, tuple(part for i, part in enumerate(parts) if i in held)
 

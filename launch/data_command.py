@@ -9,15 +9,16 @@ from etils import epath
 from data.cache import cache_folder
 from data.dataset import prepare_dataset
 from data.engines import prepare_with_ray
-from data.prepare import prepare_corpus
 from data.reading import Reading
 from data.shards import Corpus
 from data.sources import EMBEDDED, open_source
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.plain import ByteTokenizer
 from data.tokenizers.sentence_piece import train_sentencepiece
-from train.config import RunConfig
+from train.config import RunConfig, validate
 from train.console import Console
+from train.load import tokenizer_of
+from train.objectives.table import make_objective
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,26 @@ class Prepare(RunConfig):
 
 def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     """The `data prepare` command: makes the tokenizer and tokenizes, once for all runs that read the same text."""
-    make = prepare_with_ray if config.engine == "ray" else prepare_corpus
+    validate(config)
+    make = prepare_with_ray if config.engine == "ray" else None
+    tokenizer = tokenizer_of(config)
+    vocab_size = max(
+        config.model.vocab_size, tokenizer.vocab_size if tokenizer else 0
+    )  # the model is that of its weights
     with console.progress("tokenizing") as progress:
-        dataset = prepare_dataset(config.data, config.model.vocab_size, config.seed, None, progress, make)
+        roles = make_objective(config.objective).roles
+        dataset = prepare_dataset(config.data, vocab_size, config.seed, tokenizer, progress, make, roles)
     texts = {portion.name: corpus for portion, corpus in zip(dataset.portions, dataset.corpora, strict=True)}
     texts["held out"] = dataset.valid
     counts = {name: _counts(corpus) for name, corpus in texts.items()}
     shown = [
-        (name, *(f"{value:.3f}" if isinstance(value, float) else value for value in count.values()))
+        (
+            name,
+            *(
+                f"{value:.3f}" if isinstance(value, float) else "" if value is None else value
+                for value in count.values()
+            ),
+        )
         for name, count in counts.items()
     ]
     console.table("", ("text", *(name.replace("_", " ") for name in _counts(dataset.valid))), shown)
@@ -47,7 +60,8 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
         f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids; {tokenizer.loss or 'it is lossless'}"
     )
     folder = cache_folder("corpora")
-    console.say(f"the tokens are in {folder}")
+    if all(corpus.text_is_counted for corpus in texts.values()):
+        console.say(f"the tokens are in {folder}")
     return {
         "path": str(folder / dataset.corpora[0].digest),
         "tokens": sum(corpus.num_tokens for corpus in dataset.corpora),
@@ -61,12 +75,13 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     }
 
 
-def _counts(corpus: Corpus) -> dict[str, int | float]:
+def _counts(corpus: Corpus) -> dict[str, int | float | None]:
+    size = corpus.num_bytes if corpus.text_is_counted else None
     return {
         "documents": corpus.num_documents,
-        "bytes": corpus.num_bytes,
+        "bytes": size,
         "tokens": corpus.num_tokens,
-        "bytes_a_token": corpus.num_bytes / max(1, corpus.num_scored),
+        "bytes_a_token": None if size is None else size / max(1, corpus.num_scored),
         "longest": corpus.longest,
         "empty": corpus.empty,
         "refused": corpus.refused,
@@ -102,7 +117,8 @@ def train_tokenizer(arguments: TrainTokenizer, console: Console) -> dict[str, An
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; name another one")
     reading = Reading(text_column=arguments.text_column, suffixes=arguments.suffixes)
-    source = open_source(arguments.path, reading, allow_code=True)
+    with console.progress("copying the text") as progress:
+        source = open_source(arguments.path, reading, allow_code=True, progress=progress)
     with console.progress("training the tokenizer"):
         tokenizer = train_sentencepiece(source.texts(), arguments.vocab_size, arguments.model_type, seed=arguments.seed)
     tokenizer.save(folder)
@@ -125,12 +141,8 @@ class ShowTokenizer:
 
 def show_tokenizer(arguments: ShowTokenizer, console: Console) -> dict[str, Any]:
     """The `tokenizer show` command."""
-    path = epath.Path(arguments.tokenizer).expanduser()
-    if arguments.tokenizer == ByteTokenizer.kind:
-        tokenizer = ByteTokenizer()
-    else:
-        of_run = path / "tokenizer"
-        tokenizer = load_tokenizer(of_run if of_run.is_dir() else path)
+    is_bytes = arguments.tokenizer == ByteTokenizer.kind
+    tokenizer = ByteTokenizer() if is_bytes else load_tokenizer(arguments.tokenizer)
     tokens = tokenizer.encode(arguments.text).tolist()
     pieces = [_shown(tokenizer.token_bytes(token)) for token in tokens]
     console.table("", ("id", "token"), list(zip(tokens, pieces, strict=True)))

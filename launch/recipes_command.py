@@ -7,6 +7,7 @@ from model.cost import count_parameters
 from model.presets import FAMILIES, family_of
 from train.config import RunConfig
 from train.console import Console
+from train.objectives.table import name_of
 from train.recipes import RECIPES, needs
 
 
@@ -31,7 +32,7 @@ def _describe(name: str, config: RunConfig) -> dict[str, Any]:
     return {
         "name": name,
         "family": next(key for key, known in FAMILIES.items() if known is family),
-        "objective": type(config.objective).__module__.rpartition(".")[2],  # an objective is a file of its name
+        "objective": name_of(type(config.objective)),
         "parameters": count_parameters(config.model),
         "needs": needs(config),
     }

@@ -12,11 +12,10 @@ from rich.text import Text
 from data.dataset import prepare_dataset
 from data.loader import Batch
 from data.tokenizers.base import Tokenizer
-from data.tokenizers.load import load_tokenizer
 from train.config import RunConfig, validate
 from train.console import Console
+from train.load import tokenizer_of
 from train.objectives.table import make_objective
-from train.run_directory import RunDirectory
 
 # In the middle between black and white, so that they can be read on both: blue, orange, green, magenta, teal, violet.
 COLOURS = ("#2f7fd1", "#b8641c", "#4d8a1f", "#c2489f", "#1f8a86", "#8567d6")
@@ -44,15 +43,15 @@ def main(config: Show, console: Console) -> list[dict[str, Any]]:
         if getattr(config, name) < least:
             raise ValueError(f"{name}={getattr(config, name)} must be at least {least}; pass --{name} {least}")
     validate(config)
-    run = RunDirectory(config.run_dir or f"runs/{config.name}")
-    tokenizer, vocab_size = None, config.model.vocab_size
-    if begun_with := run.tokenizer if run.exists() else config.init_from:
-        tokenizer = load_tokenizer(begun_with)
-        vocab_size = max(vocab_size, tokenizer.vocab_size)  # the model is that of its weights
+    objective = make_objective(config.objective)
+    tokenizer = tokenizer_of(config)
+    vocab_size = max(
+        config.model.vocab_size, tokenizer.vocab_size if tokenizer else 0
+    )  # the model is that of its weights
     with console.progress("reading the text") as progress:
-        dataset = prepare_dataset(config.data, vocab_size, config.seed, tokenizer, progress)
-    loader = dataset.loader(config.data, config.seed, make_objective(config.objective).prepare)
-    batch = loader.rows_for(config.at, range(config.rows))
+        dataset = prepare_dataset(config.data, vocab_size, config.seed, tokenizer, progress, roles=objective.roles)
+    loader = dataset.loader(config.data, config.seed, objective.preparation(dataset.tokenizer))
+    batch = _whole(loader.rows_for(config.at, range(config.rows)))
     located = loader.locate(config.at + np.arange(config.rows))
 
     given = "underlined text is" if console.is_styled else "[[this]] is"
@@ -83,9 +82,21 @@ def main(config: Show, console: Console) -> list[dict[str, Any]]:
     return shown
 
 
+def _whole(batch: Batch) -> Batch:
+    """A batch whose targets and scored have a place for each token; of masked rows, those of the others are its own."""
+    if "places" not in batch:
+        return batch
+    targets, scored = batch["tokens"].copy(), np.zeros(batch["tokens"].shape, bool)
+    rows, chosen = np.nonzero(batch["scored"])
+    at = rows, batch["places"][rows, chosen]
+    targets[at], scored[at] = batch["targets"][rows, chosen], True
+    return {**batch, "targets": targets, "scored": scored} | {"masked": np.ones_like(scored)}
+
+
 def _segments(row: Batch) -> Iterator[Batch]:
     for number in range(1, int(row["segments"].max()) + 1):
-        yield {name: values[row["segments"] == number] for name, values in row.items()}
+        at = row["segments"] == number
+        yield {name: values[at] for name, values in row.items() if len(values) == len(at)}
 
 
 def _json(segment: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -99,6 +110,9 @@ def _json(segment: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
 def pieces(segment: Batch) -> list[Piece]:
     """What a segment says, in order: its targets, and before them those inputs that are the target of nothing."""
     said: list[tuple[int, bool]] = []
+    if "masked" in segment:  # each place is its own target
+        said = list(zip(segment["targets"].tolist(), segment["scored"].tolist(), strict=True))
+        return _grouped(said)
     before = -1
     for token, target, scored in zip(
         *(segment[name].tolist() for name in ("tokens", "targets", "scored")), strict=True
@@ -107,6 +121,10 @@ def pieces(segment: Batch) -> list[Piece]:
             said.append((token, False))
         said.append((target, scored))
         before = target
+    return _grouped(said)
+
+
+def _grouped(said: list[tuple[int, bool]]) -> list[Piece]:
     return [
         Piece([token for token, _ in group], learned)
         for learned, group in itertools.groupby(said, lambda each: each[1])

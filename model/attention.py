@@ -5,6 +5,7 @@ There are as many key/value heads as query heads, fewer (grouped-query: Ainslie 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,16 @@ class LayerCache:
     k_BTGK: jax.Array
     v_BTGU: jax.Array
 
+    @classmethod
+    def empty(cls, config: StackConfig, rows: int, length: int, dtype: Any) -> "LayerCache":
+        """A cache with `length` slots a row."""
+
+        def zeros(size: int) -> jax.Array:
+            shape = (rows, length, config.kv_heads, size)
+            return constrain(jnp.zeros(shape, dtype), "act_batch", "act_memory", "act_kv_heads", "act_head_dim")
+
+        return cls(zeros(config.head_size), zeros(config.value_head_size))
+
     def write(self, k_BLGK: jax.Array, v_BLGU: jax.Array, slots_BL: jax.Array) -> "LayerCache":
         """With the keys and values of L more tokens in the given slots; slots past the end are dropped."""
         at = (jnp.arange(slots_BL.shape[0])[:, None], slots_BL)
@@ -47,7 +58,9 @@ class Attention(nnx.Module):
             config.value_head_size,
         )
         std = normal(config.initial_std(D))
-        self.query = param(rngs, (D, H, K), ("embed", "heads", "head_dim"), std, "matrix")
+        # Queries are born smaller where scores are scaled down less (T5), so that scores begin alike.
+        query_std = normal(config.initial_std(D) * config.head_size**-0.5 / config.score_scale)
+        self.query = param(rngs, (D, H, K), ("embed", "heads", "head_dim"), query_std, "matrix")
         self.key = param(rngs, (D, G, K), ("embed", "kv_heads", "head_dim"), std, "matrix")
         self.value = param(rngs, (D, G, U), ("embed", "kv_heads", "head_dim"), std, "matrix")
         self.out = param(

@@ -32,7 +32,7 @@ class StackConfig:
     norm_position: Literal["before", "after", "parallel"] = "before"  # of each sublayer; parallel: one for both
     norm_bias: bool = True  # of layer norms
     norm_epsilon: float = 1e-5
-    activation: Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu"] = "gelu_tanh"
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"] = "gelu_tanh"
     positions: Literal["learned", "sinusoidal", "rope", "relative", "none"] = "learned"
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None

@@ -1,40 +1,50 @@
 """What a model costs, from its configuration alone."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from model.config import GATED
+from model import encoder
 from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
+from model.stack import layer_matrices, layer_parameters, norm_parameters
 
 
-def count_parameters(config: DecoderConfig) -> int:
+def count_parameters(config: Any) -> int:
     """Number of trainable parameters: tied tensors once, the padding of the vocabulary not at all."""
-    D, H, G, K, U = config.model_dim, config.num_heads, config.kv_heads, config.head_size, config.value_head_size
-    norm = 2 * D if config.norm == "layer" and config.norm_bias else D
-    norms = norm if config.norm_position == "parallel" else 2 * norm
-    biases = (H + G) * K + G * U + D if config.has_attention_bias else 0
-    biases += config.mlp_size + D if config.use_bias else 0
-    positions = config.max_length * D if config.positions == "learned" else 0
-    tables = config.vocab_size * D * (1 if config.tie_embeddings else 2)
-    return tables + positions + config.num_layers * (_layer_matrices(config) + biases + norms) + norm
+    return _PARAMETERS[type(config)](config)
 
 
-def train_flops_per_token(
-    config: DecoderConfig, length: int, convention: Literal["computed", "palm"] = "computed"
-) -> int:
+def train_flops_per_token(config: Any, length: int, convention: Literal["computed", "palm"] = "computed") -> int:
     """Operations of the matrix products, forward and backward, for each token in rows of `length`, none recomputed.
 
     computed: 6 N + 6 layers heads head_size length. N counts what is multiplied: every layer's matrices and the
     projection onto the vocabulary, tied or not; neither a table that is only looked up, nor positions, norms, biases
-    or padding. Causal attention counts as computed, for half of the square.
+    or padding. Causal attention counts as computed, for half of the square, and that of encoders for all of it.
 
     palm (Chowdhery et al. 2022, appendix B): 6 N + 12 layers heads head_size length, with N all parameters.
     """
-    attention = 3 * config.num_layers * config.num_heads * (config.head_size + config.value_head_size) * length
+    square = 6 * config.num_layers * config.num_heads * (config.head_size + config.value_head_size) * length
     if convention == "palm":
-        return 6 * count_parameters(config) + 2 * attention
-    return 6 * (config.vocab_size * config.model_dim + config.num_layers * _layer_matrices(config)) + attention
+        return 6 * count_parameters(config) + square
+    return 6 * _MULTIPLIED[type(config)](config) + (square // 2 if isinstance(config, DecoderConfig) else square)
 
 
-def _layer_matrices(config: DecoderConfig) -> int:
-    D, H, G, K, U = config.model_dim, config.num_heads, config.kv_heads, config.head_size, config.value_head_size
-    return D * (H + G) * K + D * G * U + H * U * D + (3 if config.activation in GATED else 2) * D * config.mlp_size
+def _decoder_parameters(config: DecoderConfig) -> int:
+    D = config.model_dim
+    positions = config.max_length * D if config.positions == "learned" else 0
+    tables = config.vocab_size * D * (1 if config.tie_embeddings else 2)
+    return tables + positions + config.num_layers * layer_parameters(config) + norm_parameters(config, D)
+
+
+def _decoder_multiplied(config: DecoderConfig) -> int:
+    return config.vocab_size * config.model_dim + config.num_layers * layer_matrices(config)
+
+
+_PARAMETERS: dict[type, Callable[[Any], int]] = {
+    DecoderConfig: _decoder_parameters,
+    EncoderConfig: encoder.count_parameters,
+}
+_MULTIPLIED: dict[type, Callable[[Any], int]] = {
+    DecoderConfig: _decoder_multiplied,
+    EncoderConfig: encoder.matrix_parameters,
+}

@@ -1,8 +1,11 @@
-"""Decoding with a key/value cache: the prompt in one pass, then several tokens a call, each chosen on the device."""
+"""Decoding with a key/value cache: the prompt in one pass, then several tokens a call, each chosen on the device.
+
+An encoder-decoder reads its source first; then its target is continued as a decoder's prompt is.
+"""
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,11 @@ import jax.numpy as jnp
 from model.attention import LayerCache
 from model.block import Block
 from model.decoder import Decoder
+from model.encoder_decoder import EncoderDecoder
 from model.mask import MASKED
 from model.sharding import constrain
+
+Model = TypeVar("Model", Decoder, EncoderDecoder)
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,17 @@ class Sampling:
 class Decoding:
     """Where the rows stand: caches, logits of the next token, how many tokens each has, and which have stopped."""
 
-    caches: tuple[LayerCache, ...]
+    caches: Any  # what the model's `step` takes
     logits_BV: jax.Array
     lengths_B: jax.Array
     stopped_B: jax.Array
 
 
-def unstack(model: Decoder) -> tuple[Decoder, tuple[Block, ...]]:
-    """The model without its stack, and the stack's layers one by one. `model` is taken apart: use it no more."""
-    layers = model.stack.unstacked()
-    del model.stack
+def unstack(model: Model) -> tuple[Model, tuple[Block, ...]]:
+    """The model without the layers that write, and those one by one. `model` is taken apart: use it no more."""
+    stack = model.stack if isinstance(model, Decoder) else model.decoder.stack
+    layers = stack.unstacked()
+    del stack.layers
     return model, layers
 
 
@@ -61,24 +68,38 @@ def start(
     model: Decoder, layers: tuple[Block, ...], tokens_BL: jax.Array, lengths_B: jax.Array, *, cache_length: int
 ) -> Decoding:
     """Read the prompts, right-padded to one length L, with room for `cache_length` tokens a row in all."""
-    config, (B, L) = model.config, tokens_BL.shape
-    dtype = model.embedding.table[...].dtype
+    cache = LayerCache.empty(model.config, len(tokens_BL), cache_length, model.embedding.table[...].dtype)
+    return _read(model, layers, (cache,) * len(layers), tokens_BL, lengths_B)
 
-    def empty(size: int) -> jax.Array:
-        shape = (B, cache_length, config.kv_heads, size)
-        return constrain(jnp.zeros(shape, dtype), "act_batch", "act_memory", "act_kv_heads", "act_head_dim")
 
-    cache = LayerCache(empty(config.head_size), empty(config.value_head_size))
-    slots_BL = jnp.broadcast_to(jnp.arange(L)[None], (B, L))
+@partial(jax.jit, static_argnames="cache_length")
+def start_from_source(
+    model: EncoderDecoder,
+    layers: tuple[Block, ...],
+    source_BM: jax.Array,
+    segments_BM: jax.Array,
+    tokens_BL: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    cache_length: int,
+) -> Decoding:
+    """Read the sources (segment 1, padding 0) and, as `start` does prompts, the beginnings of their targets."""
+    caches = model.remember(layers, source_BM, segments_BM, cache_length)
+    return _read(model, layers, caches, tokens_BL, lengths_B)
+
+
+def _read(model: Any, layers: tuple[Block, ...], caches: Any, tokens_BL: jax.Array, lengths_B: jax.Array) -> Decoding:
+    slots_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
     # The padding's keys land in slots that each row writes again before it looks at them.
-    hidden_BLD, caches = model.step(layers, (cache,) * config.num_layers, tokens_BL, slots_BL)
+    hidden_BLD, caches = model.step(layers, caches, tokens_BL, slots_BL)
     last_B1D = jnp.take_along_axis(hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)
-    return Decoding(caches, model.logits(last_B1D)[:, 0].astype(jnp.float32), lengths_B, jnp.zeros(B, bool))
+    logits_BV = model.logits(last_B1D)[:, 0].astype(jnp.float32)
+    return Decoding(caches, logits_BV, lengths_B, jnp.zeros(lengths_B.shape, bool))
 
 
 @partial(jax.jit, static_argnames=("num_tokens", "sampling"), donate_argnames="decoding")
 def extend(
-    model: Decoder,
+    model: Decoder | EncoderDecoder,
     layers: tuple[Block, ...],
     decoding: Decoding,
     key: jax.Array,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from model.attention import LayerCache
@@ -120,6 +121,13 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Logits [B, L, V] over the padded vocabulary."""
         return self.logits(self.hidden(tokens_BL, positions_BL, segments_BL)[0])
+
+    @staticmethod
+    def example(config: DecoderConfig) -> dict[str, np.ndarray]:
+        """Fixed inputs by which two models of this configuration are compared."""
+        length = min(config.max_length, 64)
+        tokens_BL = np.arange(2 * length, dtype=np.int32).reshape(2, length) * 7919 % config.vocab_size
+        return {"tokens_BL": tokens_BL}
 
     def step(
         self, layers: tuple[Block, ...], caches: tuple[LayerCache, ...], tokens_BL: jax.Array, slots_BL: jax.Array

@@ -1,4 +1,4 @@
-"""The feed-forward layer: ReLU (Vaswani et al. 2017), GELU (Hendrycks & Gimpel 2016) or gated (Shazeer 2020)."""
+"""The feed-forward layer: ReLU (Vaswani et al. 2017), GELU, SiLU (Hendrycks & Gimpel 2016) or gated (Shazeer 2020)."""
 
 import math
 from collections.abc import Callable
@@ -79,6 +79,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "silu": jax.nn.silu,
     "swiglu": jax.nn.silu,
     "geglu": gelu_tanh,
 }

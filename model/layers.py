@@ -4,6 +4,7 @@ Norms carry their own gradients: statistics in float32, saved once, nothing else
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -92,6 +93,20 @@ def _sum_rows(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.sum(tuple(range(x.ndim - 1))).astype(like.dtype)
 
 
+class Dense(nnx.Module):
+    """x W + b over the last axis: a projection outside of the blocks. `shape` is [in, out], with its logical `axes`."""
+
+    def __init__(self, shape: tuple[int, int], axes: tuple[str, str], init: Callable, rngs: nnx.Rngs):
+        self.weight = param(rngs, shape, axes, init, "matrix")
+        self.bias = param(rngs, shape[1:], axes[1:], zeros, "bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The projected x, [B, out] or [B, L, out]."""
+        rows = "BL"[: x.ndim - 1]
+        y = einsum(f"{rows}D,DE->{rows}E", x, self.weight[...])
+        return y + _row(self.bias[...], y)
+
+
 class Embedding(nnx.Module):
     """A table of token vectors, also used as output projection where it is tied.
 
@@ -108,10 +123,12 @@ class Embedding(nnx.Module):
         """The tokens' vectors, [B, L, D]."""
         return look_up(constrain(self.table[...], "vocab", "act_embed"), tokens_BL)
 
-    def logits(self, x_BLD: jax.Array) -> jax.Array:
+    def logits(self, x_BLD: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
         """Unnormalised log-probabilities [B, L, V] over the padded vocabulary, the padding masked."""
         logits_BLV = einsum("BLD,VD->BLV", x_BLD, self.table[...])
         logits_BLV = constrain(logits_BLV, "act_batch", "act_length", "act_vocab")
+        if bias_V is not None:
+            logits_BLV = logits_BLV + bias_V[None, None]
         rows = logits_BLV.shape[-1]
         if rows == self.vocab_size:
             return logits_BLV

@@ -11,7 +11,7 @@ MASKED = -1e30  # a score or logit of probability zero: finite, so that a row wi
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["window", "q_index_BL", "k_index_BM", "q_segments_BL", "k_segments_BM"],
+    data_fields=["window", "q_index_BL", "k_index_BM", "q_segments_BL", "k_segments_BM", "seen_BLM"],
     meta_fields=["causal"],
 )
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Mask:
 
     causal: k_index <= q_index. window: also q_index - k_index < window. Indices default to 0, 1, ... . Segments: equal
     numbers only; two documents in one row have different numbers, and padding has 0, which attends to nothing but
-    padding.
+    padding. seen: only where true.
     """
 
     causal: bool = True
@@ -29,6 +29,7 @@ class Mask:
     k_index_BM: jax.Array | None = None
     q_segments_BL: jax.Array | None = None
     k_segments_BM: jax.Array | None = None
+    seen_BLM: jax.Array | None = None
 
     @property
     def is_plainly_causal(self) -> bool:
@@ -46,4 +47,4 @@ class Mask:
             allowed &= q[:, :, None] - k[:, None, :] < self.window
         if self.q_segments_BL is not None and self.k_segments_BM is not None:
             allowed = allowed & (self.q_segments_BL[:, :, None] == self.k_segments_BM[:, None, :])
-        return allowed
+        return allowed if self.seen_BLM is None else allowed & self.seen_BLM

@@ -69,6 +69,24 @@ def rotate(x_BLHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     return (x * cos + jnp.concatenate([second, first], -1) * sin).astype(x_BLHK.dtype)
 
 
+def places_in_segments(segments_BL: jax.Array) -> jax.Array:
+    """Each token's place in its own segment, [B, L], counted from 0."""
+    place_BL = jnp.broadcast_to(jnp.arange(segments_BL.shape[1])[None], segments_BL.shape)
+    opens_BL = jnp.diff(segments_BL, axis=1, prepend=-1) != 0
+    return place_BL - jax.lax.cummax(jnp.where(opens_BL, place_BL, 0), axis=1)
+
+
+def distance_buckets(buckets: int, distance: int) -> np.ndarray:
+    """The bucket of each distance up to `distance`, [distance + 1].
+
+    Made by the host: where a bucket begins at a whole distance, as T5's do, a device's logarithm may fall short of it.
+    """
+    exact, places = buckets // 2, np.arange(distance + 1)
+    ratio = np.log(np.maximum(places, exact) / exact) / math.log(distance / exact)
+    wide = np.minimum(exact + (ratio * (buckets - exact)).astype(np.int32), buckets - 1)
+    return np.where(places < exact, places, wide).astype(np.int32)
+
+
 class RelativeBias(nnx.Module):
     """A learned bias of the scores by the distance from query to key (T5, Raffel et al. 2020).
 
@@ -85,10 +103,7 @@ class RelativeBias(nnx.Module):
         ahead_BLM = k_index_BM[:, None, :] - q_index_BL[:, :, None]
         buckets = self.buckets // 2 if bidirectional else self.buckets
         behind_BLM = jnp.abs(ahead_BLM) if bidirectional else jnp.maximum(-ahead_BLM, 0)
-        exact = buckets // 2
-        ratio = jnp.log(jnp.maximum(behind_BLM, 1) / exact) / math.log(self.distance / exact)
-        wide_BLM = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
-        bucket_BLM = jnp.where(behind_BLM < exact, behind_BLM, wide_BLM)
+        bucket_BLM = jnp.asarray(distance_buckets(buckets, self.distance))[jnp.minimum(behind_BLM, self.distance)]
         if bidirectional:
             bucket_BLM = bucket_BLM + jnp.where(ahead_BLM > 0, buckets, 0)
         return jnp.moveaxis(self.table[...][bucket_BLM], -1, 1)

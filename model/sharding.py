@@ -28,6 +28,12 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "positions": None,
     "buckets": None,
     "norm": None,
+    "types": None,
+    "features": None,
+    "classes": None,
+    "cells": "tensor",
+    "channels": None,
+    "pixels": None,
     # activations
     "act_batch": ("data", "fsdp"),
     "act_length": "context",
@@ -38,6 +44,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "act_head_dim": None,
     "act_gate": None,
     "act_mlp": "tensor",
+    "act_cells": "tensor",
     "act_vocab": "tensor",
 }
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.block import Block, Context
-from model.config import StackConfig
+from model.config import GATED, StackConfig
 from model.parameters import stack
 from model.positions import RelativeBias
 
@@ -76,13 +76,16 @@ class Stack(nnx.Module):
             layer, x_BLD, (layers, keys, windows, per_layer_data), length=config.num_layers, unroll=config.unroll
         )
 
-    def positioned(self, context: Context, length: int) -> Context:
-        """The context with the bias of relative positions, where positions are relative; made once for all layers."""
+    def positioned(self, context: Context, length: int, memory: int | None = None) -> Context:
+        """The context with the bias of relative positions, where positions are relative; made once for all layers.
+
+        There are `length` queries, and as many keys or, in a cache, `memory`.
+        """
         if self.config.positions != "relative":
             return context
         mask = context.mask
         q_index_BL = jnp.arange(length)[None] if mask.q_index_BL is None else mask.q_index_BL
-        k_index_BM = jnp.arange(length)[None] if mask.k_index_BM is None else mask.k_index_BM
+        k_index_BM = jnp.arange(memory or length)[None] if mask.k_index_BM is None else mask.k_index_BM
         return replace(context, bias_BHLM=self.relative(q_index_BL, k_index_BM, bidirectional=not mask.causal))
 
     def unstacked(self) -> tuple[Block, ...]:
@@ -90,6 +93,30 @@ class Stack(nnx.Module):
         if self.config.share_layers:
             return (self.layers,) * self.config.num_layers
         return tuple(jax.tree.map(lambda a, i=i: a[i], self.layers) for i in range(self.config.num_layers))
+
+
+def layer_matrices(config: StackConfig, cross: bool = False) -> int:
+    """Number of the weights of one layer that a token is multiplied by, once each."""
+    D, H, G, K, U = config.model_dim, config.num_heads, config.kv_heads, config.head_size, config.value_head_size
+    attention = D * (H + G) * K + D * G * U + H * U * D
+    mlp = (3 if config.activation in GATED else 2) * D * config.mlp_size
+    return (2 if cross else 1) * attention + mlp
+
+
+def layer_parameters(config: StackConfig, cross: bool = False) -> int:
+    """Number of the weights of one layer."""
+    D, H, G, K, U = config.model_dim, config.num_heads, config.kv_heads, config.head_size, config.value_head_size
+    attentions = 2 if cross else 1
+    norms = attentions if config.norm_position == "parallel" else attentions + 1
+    attention_biases = (H + G) * K + G * U + D if config.has_attention_bias else 0
+    mlp_biases = config.mlp_size + D if config.use_bias else 0
+    biases = attentions * attention_biases + mlp_biases
+    return layer_matrices(config, cross) + biases + norms * norm_parameters(config, D)
+
+
+def norm_parameters(config: StackConfig, dim: int) -> int:
+    """Number of the weights of one norm of `dim` numbers."""
+    return (2 if config.norm == "layer" and config.norm_bias else 1) * dim
 
 
 def layer_contexts(config: StackConfig, context: Context) -> list[Context]:

@@ -20,10 +20,12 @@ import tyro
 
 from data.dataset import DataConfig
 from model.decoder import DecoderConfig
+from model.structures import ModelConfig
 from train.checkpoint import CheckpointConfig
 from train.cluster import ClusterConfig
 from train.mesh import MeshConfig
 from train.objectives.causal_lm import CausalLMConfig
+from train.objectives.table import ObjectiveConfig, check_model
 from train.optimizer import OptimizerConfig
 
 OPERATIONAL = {"operational": True}
@@ -70,9 +72,9 @@ class ProfileConfig:
 class RunConfig:
     """Everything that a run is."""
 
-    model: DecoderConfig
+    model: ModelConfig
     data: DataConfig = DataConfig()
-    objective: CausalLMConfig = CausalLMConfig()
+    objective: ObjectiveConfig = CausalLMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -121,11 +123,25 @@ def resolve(config: RunConfig) -> RunConfig:
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     run_dir = config.run_dir or f"runs/{config.name}"
-    return dataclasses.replace(config, model=config.model.resolved(), precision=precision, run_dir=run_dir)
+    return dataclasses.replace(
+        config,
+        model=config.model.resolved(),
+        optimizer=config.optimizer.resolved(),
+        precision=precision,
+        run_dir=run_dir,
+    )
 
 
-def with_model(config: RunConfig, model: DecoderConfig) -> RunConfig:
-    """The configuration with another model's architecture; how it is computed, and its dropout, stay as they are."""
+def with_model(config: RunConfig, model: ModelConfig) -> RunConfig:
+    """The configuration with another model's architecture; how it is computed, and its dropout, stay as they are.
+
+    Raises ValueError where the models are of different structures.
+    """
+    if type(model) is not type(config.model):
+        raise ValueError(
+            f"the recipe trains a {type(config.model).__name__}, and --from names a {type(model).__name__}; take a "
+            "recipe of the same kind of model"
+        )
     kept = {
         item.name: getattr(config.model, item.name)
         for item in dataclasses.fields(config.model)
@@ -158,6 +174,9 @@ def validate(config: RunConfig) -> None:
             f"data.max_length={length} is longer than the model's max_length={config.model.max_length}, and its "
             f"positions are learned; pass --data.max-length {config.model.max_length}, or a longer --model.max-length"
         )
+    check_model(config.objective, config.model)
+    if config.sample.tokens and not isinstance(config.model, DecoderConfig):
+        raise ValueError("this model writes no text, so there is none to sample; pass --sample.tokens 0")
     config.objective.validate(length)
 
 
@@ -183,7 +202,8 @@ def differences(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """The identity fields in which two resolved configurations differ: dotted name, old value, new value."""
     optimizer = new.optimizer
     # Without a falling end, the schedule reads the run's length only where the warm-up has to be shortened for it.
-    endless = optimizer.schedule in ("constant", "noam") and optimizer.warmup_steps < min(old.steps, new.steps)
+    warm = optimizer.warmup_steps < min(old.steps, new.steps)
+    endless = optimizer.schedule == "rsqrt" or (optimizer.schedule in ("constant", "noam") and warm)
     return [change for change in _differences(old, new, "") if not (change[0] == "steps" and endless)]
 
 

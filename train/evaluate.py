@@ -12,7 +12,7 @@ from train.console import Console
 from train.load import LoadedRun, load_run
 from train.mesh import MeshConfig
 from train.objectives.table import make_objective
-from train.perplexity import DEFINITION, PerplexityMeter
+from train.perplexity import PerplexityMeter
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
         "stride": meter.stride,
         "precision": arguments.precision,
         "step": run.step,
-        "definition": DEFINITION,
+        "definition": meter.objective.definition,
         "digests": {"text": corpus.digest, "tokenizer": run.tokenizer.digest, "weights": run.weights_digest},
     }
     shown = [
@@ -84,7 +84,7 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
         if name not in ("digests", "definition")
     ]
     console.table(f"{run.directory} at step {run.step}", ("", ""), shown)
-    console.say(f"definition: {DEFINITION}")
+    console.say(f"definition: {meter.objective.definition}")
     console.say("digests: " + ", ".join(f"{name} {digest[:12]}" for name, digest in receipt["digests"].items()))
     return receipt
 
@@ -93,6 +93,12 @@ def _corpus(run: LoadedRun, text: TextConfig, progress: Progress) -> Corpus:
     """The text that is named, read as the run reads, or the run's own held-out text."""
     data = run.config.data
     if text.path is None and text.source_path is None:
+        for name in ("target_path", "text_column", "suffixes"):
+            if getattr(text, name):
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"--data.{option} says how a text is read, and none is named; name it with --data.path"
+                )
         if "held_out" not in run.record:
             raise ValueError(
                 f"{run.directory} was not trained here and has no held-out text; name one with --data.path"
@@ -100,14 +106,15 @@ def _corpus(run: LoadedRun, text: TextConfig, progress: Progress) -> Corpus:
         corpus = prepare_held_out(data, run.tokenizer, progress)
         if corpus.digest != run.record["held_out"]:
             raise ValueError(
-                f"the held-out text of {data.path!r} is not what it was when {run.directory} was trained; "
+                f"the held-out text of {data.names()} is not what it was when {run.directory} was trained; "
                 "name the text with --data.path"
             )
         return corpus
     named = replace(
         data,
-        path=text.path or data.path,
+        path=text.path or "",
         mixture=(),
+        too_long="refuse",
         source_path=text.source_path,
         target_path=text.target_path,
         text_column=text.text_column or data.text_column,

@@ -17,6 +17,7 @@ from train.console import Console
 from train.export import export_folder, import_folder
 from train.load import load_run
 from train.mesh import MeshConfig, make_mesh, parameter_shardings
+from train.objectives.table import USUAL
 from train.run_directory import RunDirectory
 from train.state import blueprint
 
@@ -83,6 +84,7 @@ def import_main(arguments: ImportArguments, console: Console) -> dict[str, Any]:
             run_dir=str(run),
             model=model,
             data=DataConfig(max_length=min(model.max_length, 1024)),
+            objective=USUAL[type(model)],
         )
     )
     declared = blueprint(model).declared
@@ -107,7 +109,7 @@ def import_main(arguments: ImportArguments, console: Console) -> dict[str, Any]:
                 0, {"params": weights}, record | {"imported_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
             )
         run.write_config(to_json(config))  # last: what has it is a run
-    architecture, parameters = family_of(model).ARCHITECTURE, count_parameters(model)
+    architecture, parameters = family_of(model).architecture(model), count_parameters(model)
     console.say(
         f"imported {arguments.folder} as {run}: {architecture}, {parameters:,} parameters, "
         "mapped back with the same bits"

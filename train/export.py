@@ -27,10 +27,10 @@ from data.tokenizers.base import TOKENIZER_FILE
 from data.tokenizers.export import to_files
 from data.tokenizers.load import FOREIGN_FILES, load_tokenizer
 from model.cost import count_parameters
-from model.decoder import DecoderConfig
 from model.families.weights import Layout
 from model.parameters import Skeleton, merge
 from model.presets import Family, family_of, family_of_architecture
+from model.structures import STRUCTURES, ModelConfig
 from train.hugging_face import DTYPES, INDEX_FILE, WEIGHTS_FILE, HuggingFaceFolder
 from train.state import blueprint
 
@@ -48,7 +48,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def export_folder(
     params: Mapping[str, Any],
-    config: DecoderConfig,
+    config: ModelConfig,
     tokenizer_folder: epath.PathLike | None,
     folder: str | os.PathLike[str],
     *,
@@ -80,13 +80,13 @@ def export_folder(
         raise ValueError(f"{folder} already exists and is not an empty folder; name another, or empty it first")
     family = family_of(config)
     plan = blueprint(config)
-    layout = Layout(family.WEIGHTS, plan.declared, config.vocab_size)
+    layout = Layout(family.weights(config), plan.declared, config.vocab_size)
     stored_as = _export_dtype(params, dtype)
     files, token_ids = _text_side(tokenizer_folder)
 
     with _appearing(target) as draft:
         values = {
-            "architectures": [family.ARCHITECTURE],
+            "architectures": [family.architecture(config)],
             "model_type": family.MODEL_TYPE,
             **family.to_hugging_face_config(config),
             **token_ids,
@@ -97,7 +97,7 @@ def export_folder(
             (draft / name).write_bytes(content)
         _write_weights(draft, layout, params, stored_as, shard_bytes, progress)
         receipt = {
-            "architecture": family.ARCHITECTURE,
+            "architecture": family.architecture(config),
             "parameters": count_parameters(config),
             "dtype": stored_as.name,
             **_compare(draft, layout, plan.skeleton, params, stored_as),
@@ -109,7 +109,7 @@ def export_folder(
 
 def import_folder(
     folder: str | os.PathLike[str], progress: Progress | None = None
-) -> tuple[DecoderConfig, dict[str, np.ndarray], dict[str, bytes]]:
+) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, bytes]]:
     """Read a model in Hugging Face's layout, and prove the reading by mapping it back: every tensor has the same bits.
 
     Args:
@@ -134,10 +134,10 @@ def _import(source: HuggingFaceFolder, progress: Progress | None):
     values = source.json("config.json")
     family = family_of_architecture(values)
     if values.get("model_type", family.MODEL_TYPE) != family.MODEL_TYPE:
-        raise ValueError(f"config.json: model_type={values['model_type']} is not {family.ARCHITECTURE}'s")
+        raise ValueError(f"config.json: model_type={values['model_type']} is not {values['architectures'][0]}'s")
     config = family.from_hugging_face_config(values)
     carried = _carried(source, values)
-    layout = Layout(family.WEIGHTS, blueprint(config).declared, config.vocab_size)
+    layout = Layout(family.weights(config), blueprint(config).declared, config.vocab_size)
     stored_names = _matched(source, family, config, layout)
 
     total = sum(math.prod(source.tensors[name].shape) for name in stored_names.values())
@@ -162,7 +162,7 @@ def _import(source: HuggingFaceFolder, progress: Progress | None):
     return config, params, carried
 
 
-def _matched(source: HuggingFaceFolder, family: Family, config: DecoderConfig, layout: Layout) -> dict[str, str]:
+def _matched(source: HuggingFaceFolder, family: Family, config: ModelConfig, layout: Layout) -> dict[str, str]:
     """The stored name of each tensor of the architecture, once all are seen to be there as they must, and no more."""
     bare = not any(name.startswith(family.PREFIX) for name in source.tensors)
     full_names = {(family.PREFIX if bare and name not in family.COPIES else "") + name: name for name in source.tensors}
@@ -193,7 +193,7 @@ def _matched(source: HuggingFaceFolder, family: Family, config: DecoderConfig, l
             )
     if others:
         raise ValueError(
-            f"the tensors {_some(sorted(others))} are no part of {family.ARCHITECTURE} as config.json has it"
+            f"the tensors {_some(sorted(others))} are no part of {family.architecture(config)} as config.json has it"
         )
     return stored_names
 
@@ -293,30 +293,36 @@ def _compare(
     for (name, array), (_, again) in zip(layout.to_hugging_face(params), layout.to_hugging_face(reread), strict=True):
         if not np.array_equal(_rounded(array, dtype), again):
             raise RuntimeError(f"the tensor {name} was not written as it is; nothing was exported")
-    length = min(config.max_length, 64)
-    tokens = np.arange(2 * length, dtype=np.int32).reshape(2, length) * 7919 % config.vocab_size
+    inputs = STRUCTURES[type(config)].example(config)
     placed = {
         n: jax.device_put(a, params[n].sharding) if isinstance(params[n], jax.Array) else a for n, a in reread.items()
     }
-    expected = _logits(skeleton, {n: _rounded(a, dtype) for n, a in params.items()}, tokens, layout.vocab_size)
-    computed = _logits(blueprint(config).skeleton, placed, tokens, config.vocab_size)
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(expected - computed).max())
+    expected = _outputs(skeleton, {n: _rounded(a, dtype) for n, a in params.items()}, inputs, layout.vocab_size)
+    computed = _outputs(blueprint(config).skeleton, placed, inputs, config.vocab_size)
+    largest = max(float(np.abs(output).max()) for output in expected.values())
+    difference = max(float(np.abs(expected[name] - computed[name]).max()) for name in expected)
     allowed = TOLERANCE * max(1.0, largest)
     if not difference <= allowed:
         raise RuntimeError(
             f"the folder's logits differ from the run's by {difference:.3g}, where {allowed:.3g} is allowed; "
             "nothing was exported"
         )
-    return {"max_logit_difference": difference, "max_logit": largest, "tolerance": TOLERANCE, "tokens": tokens.tolist()}
+    shown = {name: array.tolist() for name, array in inputs.items()}
+    return {"max_logit_difference": difference, "max_logit": largest, "tolerance": TOLERANCE, "inputs": shown}
 
 
-def _logits(skeleton: Skeleton, params: Mapping[str, Any], tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    def compute(params: Mapping[str, Any]) -> jax.Array:
-        return merge(skeleton, {name: a.astype(jnp.float32) for name, a in params.items()})(tokens)
+def _outputs(
+    skeleton: Skeleton, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], vocab_size: int
+) -> dict[str, np.ndarray]:
+    """What a model says of some inputs, by name, without the padding of the vocabulary."""
+
+    def compute(params: Mapping[str, Any]) -> dict[str, jax.Array]:
+        said = merge(skeleton, {name: a.astype(jnp.float32) for name, a in params.items()})(**inputs)
+        said = said if isinstance(said, dict) else {"logits": said}
+        return said | ({"logits": said["logits"][..., :vocab_size]} if "logits" in said else {})
 
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(compute)(params))[..., :vocab_size]
+        return {name: np.asarray(output) for name, output in jax.jit(compute)(params).items()}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from data.tokenizers.base import Tokenizer
 from model.decode import Sampling, extend, start, unstack
+from model.decoder import DecoderConfig
 from model.parameters import Params, merge
 from model.sharding import axis_size
 from train.console import Console
@@ -66,6 +67,8 @@ class Continuation:
 def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
     """The `generate` command."""
     run = load_run(arguments.run, arguments.mesh, console.say)
+    if not isinstance(run.config.model, DecoderConfig):
+        raise ValueError(f"{run.directory} holds an encoder, which reads text and writes none; name a decoder's run")
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     writer = Writer(run.plan, run.params, run.tokenizer, run.mesh, arguments.precision)
     streams = len(arguments.prompt) == 1 and not arguments.show_probabilities

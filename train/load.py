@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.load import load_tokenizer
-from model.decoder import DecoderConfig
 from model.parameters import Params
+from model.structures import ModelConfig
 from train.checkpoint import Checkpoints
 from train.config import RunConfig, from_json
 from train.export import import_folder
@@ -83,17 +83,35 @@ def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = 
 class Source:
     """What a new run may start from: a model, its weights, and the tokenizer that they were learned with."""
 
-    model: DecoderConfig
+    model: ModelConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
 
 
 def load_source(spec: str, mesh_config: MeshConfig, report: Report = lambda sentence: None) -> Source:
     """The source that a user's RUN or Hugging Face folder names; raises ValueError where it is neither."""
-    folder = epath.Path(spec)
-    config = folder / "config.json"
-    if config.is_file() and "architectures" in config.read_text() and not (folder / "checkpoints").is_dir():
-        model, params, _ = import_folder(folder)
-        return Source(model, {name: value.astype(np.float32) for name, value in params.items()}, load_tokenizer(folder))
+    if _is_foreign(spec):
+        model, params, _ = import_folder(spec)
+        return Source(model, {name: value.astype(np.float32) for name, value in params.items()}, load_tokenizer(spec))
     run = load_run(spec, mesh_config, report)
     return Source(run.config.model, run.params, run.tokenizer)
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer | None:
+    """The tokenizer that a run has or would begin with; None where it would be made from the text.
+
+    Raises ValueError where what it would start from is neither a run nor a folder with a tokenizer.
+    """
+    run = RunDirectory(config.run_dir or f"runs/{config.name}")
+    if run.exists():
+        return load_tokenizer(run.tokenizer)
+    if config.init_from is None:
+        return None
+    return load_tokenizer(config.init_from if _is_foreign(config.init_from) else resolve(config.init_from)[0].tokenizer)
+
+
+def _is_foreign(spec: str) -> bool:
+    """Whether a folder is a Hugging Face model rather than a run."""
+    folder = epath.Path(spec)
+    config = folder / "config.json"
+    return config.is_file() and "architectures" in config.read_text() and not (folder / "checkpoints").is_dir()

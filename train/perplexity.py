@@ -21,14 +21,9 @@ from data.tokenizers.base import Tokenizer
 from model.parameters import Params, merge
 from model.sharding import axis_size
 from train.mesh import place_batch, replicated
-from train.objectives.objective import Objective
+from train.objectives.objective import Objective, Rows
 from train.state import Blueprint
 
-DEFINITION = (
-    "sum of -log p(token) over every text token once, given its document's start token and the text before it in its "
-    "window; given text (prompts) and end tokens unscored; documents never joined; "
-    "bits_per_byte = nats / (ln 2 x UTF-8 bytes); word_perplexity = exp(nats / whitespace-separated words)"
-)
 _STRETCH = 1 << 22  # tokens that are counted at a time
 
 
@@ -78,15 +73,18 @@ class PerplexityMeter:
         precision: str = "float32",
     ):
         longest = plan.config.max_length
-        if not 1 <= window <= longest:
-            raise ValueError(f"window={window} must be at least 1 and at most the model's max_length={longest}")
+        least = 1 if objective.shifted else 2  # a start token, and one that is scored
+        if not least <= window <= longest:
+            raise ValueError(f"window={window} must be at least {least} and at most the model's max_length={longest}")
         if not 1 <= stride <= window:
             raise ValueError(
                 f"stride={stride} must be at least 1 and at most window={window}, or tokens would be left out"
             )
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        self.mesh, self.window, self.stride = mesh, window, stride
+        # A place that is its own target leaves a window one target less, since that of the start token is none.
+        self._room = window if objective.shifted else window - 1
+        self.mesh, self.window, self.stride, self.objective = mesh, window, min(stride, self._room), objective
         replicas, context = axis_size(mesh, "act_batch"), axis_size(mesh, "act_length")
         self._rows = math.ceil(batch_size / replicas) * replicas
         multiple = context * objective.length_multiple
@@ -118,7 +116,7 @@ class PerplexityMeter:
             raise ValueError("the evaluation text has no tokens to score; give a text that is not empty")
         nats, tokens, waiting = 0.0, 0, None
         with jax.set_mesh(self.mesh):
-            for batch in self._batches(corpus, total):
+            for batch in self._batches(corpus, total, tokenizer):
                 between()
                 placed = place_batch(
                     self.mesh, self._rows, lambda places, batch=batch: {n: a[places] for n, a in batch.items()}
@@ -136,29 +134,39 @@ class PerplexityMeter:
             progress(total, total)
         return Score(nats, tokens, *_text_size(corpus, tokenizer, total))
 
-    def _batches(self, corpus: Corpus, total: int) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, corpus: Corpus, total: int, tokenizer: Tokenizer) -> Iterator[Rows]:
+        """The objective's views of batches of windows, short ones side by side in a row as separate segments."""
         shape = (self._rows, self._length)
 
-        def empty() -> dict[str, np.ndarray]:
+        def empty() -> Rows:
             return {
                 n: np.zeros(shape, bool if n == "scored" else np.int32)
                 for n in ("tokens", "targets", "scored", "segments", "positions")
             }
 
         batch, row, used, segment = empty(), 0, 0, 0
-        for inputs, targets, scored in _windows(corpus, self.window, self.stride, total):
+        for inputs, targets, scored in self._pieces(corpus, total):
             n = len(inputs)
             if used + n > self.window:
                 row, used, segment = row + 1, 0, 0
                 if row == self._rows:
-                    yield batch
+                    yield from self.objective.views(batch, tokenizer)
                     batch, row = empty(), 0
             segment += 1
             at = (row, slice(used, used + n))
             batch["tokens"][at], batch["targets"][at], batch["scored"][at] = inputs, targets, scored
             batch["segments"][at], batch["positions"][at] = segment, np.arange(n)
             used += n
-        yield batch
+        yield from self.objective.views(batch, tokenizer)
+
+    def _pieces(self, corpus: Corpus, total: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Inputs, targets and which of them are scored, of each window."""
+        if self.objective.shifted:
+            yield from _windows(corpus, self.window, self.stride, total)
+            return
+        for inputs, targets, scored in _windows(corpus, self._room, self.stride, total):
+            tokens = np.append(inputs, targets[-1])
+            yield tokens, tokens, np.append(False, scored)
 
 
 def _windows(

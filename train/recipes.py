@@ -6,7 +6,7 @@ way, is said here:
 - text is what `--data.path` names, as bytes unless `--data.tokenizer` names a tokenizer; without either, a model of
   any size trains on the embedded text, to try what it needs;
 - the learning rate falls over all steps, GPT-3's over the first 260 of its 300 billion tokens;
-- batches do not grow, those of GPT-3 and Llama 3 did;
+- batches do not grow, those of GPT-3, Llama 3 and PaLM did;
 - GPT-2's learning rates are not published, and are those of GPT-3's models of the same size; its run has a length that
   is known to do (300 billion tokens, about thirty times over the text that it was trained on);
 - Llama 3.2's small models were distilled from larger ones, and here are trained on their own.
@@ -29,9 +29,12 @@ from etils import epath
 from data.dataset import DataConfig
 from data.sources import names_code
 from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
 from model.presets import PRESETS
 from train.config import EvaluateConfig, RunConfig, SampleConfig, from_json
 from train.mesh import MeshConfig
+from train.objectives.causal_lm import CausalLMConfig
+from train.objectives.masked_lm import MaskedLMConfig
 from train.optimizer import OptimizerConfig
 
 _MUST_BE_GIVEN = ""
@@ -93,6 +96,26 @@ def books() -> RunConfig:
         batch_size=8,
         evaluate=EvaluateConfig(every=400, tokens=50_000),
         sample=SampleConfig(prompt="It was ", tokens=200),
+    )
+
+
+def bert_tiny() -> RunConfig:
+    """A small BERT learns the text that Python carries, masked.
+
+    jumok train bert_tiny
+
+    Its first 60 steps were run, and not yet the whole.
+    """
+    return RunConfig(
+        name="bert_tiny",
+        model=EncoderConfig(num_layers=4, model_dim=192, num_heads=6, vocab_size=2048, max_length=128),
+        data=DataConfig(tokenizer="sentencepiece", max_length=128),
+        objective=MaskedLMConfig(),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
+        steps=1000,
+        batch_size=16,
+        evaluate=EvaluateConfig(every=500, tokens=20_000),
+        sample=SampleConfig(tokens=0),
     )
 
 
@@ -164,10 +187,22 @@ _PUBLISHED = {
     "llama3.2-1b": _Published(3e-4, 1024, 8192, 9e12, 2000, fsdp=True),
     "llama3.2-3b": _Published(3e-4, 1024, 8192, 9e12, 2000, fsdp=True),
     "llama3.3-70b": _Published(1.5e-4, 1024, 8192, 15e12, 2000, fsdp=True),
-    "palm-8b": _Published(1e-2, 512, 2048, 780e9, 0, fsdp=True),
-    "palm-62b": _Published(1e-2, 1024, 2048, 795e9, 0, fsdp=True),
-    "palm-540b": _Published(1e-2, 2048, 2048, 780e9, 0, fsdp=True),
+    "palm-8b": _Published(1e-2, 512, 2048, 780e9, 10_000, fsdp=True),
+    "palm-62b": _Published(1e-2, 512, 2048, 795e9, 10_000, fsdp=True),
+    "palm-540b": _Published(1e-2, 2048, 2048, 780e9, 10_000, fsdp=True),
 }
+
+
+# Adafactor without factors; its rate is at the peak for `warmup_steps`, then falls with the root of the steps.
+_PALM_OPTIMIZER = OptimizerConfig(
+    name="adafactor",
+    schedule="rsqrt",
+    factored=False,
+    b1=0.9,
+    weight_decay=1.0,
+    weight_decay_power=2.0,
+    clip_norm=1.0,
+)
 
 
 def published(name: str) -> RunConfig:
@@ -180,7 +215,12 @@ def published(name: str) -> RunConfig:
         name=name,
         model=replace(PRESETS[name], remat="full" if run.fsdp else "none"),
         data=DataConfig(max_length=run.length),
-        optimizer=OptimizerConfig(learning_rate=run.learning_rate, warmup_steps=run.warmup_steps),
+        optimizer=replace(
+            _PALM_OPTIMIZER if name.startswith("palm") else OptimizerConfig(),
+            learning_rate=run.learning_rate,
+            warmup_steps=run.warmup_steps,
+        ),
+        objective=CausalLMConfig(z_loss=1e-4) if name.startswith("palm") else CausalLMConfig(),
         mesh=MeshConfig(data=1, fsdp=-1) if run.fsdp else MeshConfig(),
         steps=round(run.tokens / (run.batch_size * run.length)),
         batch_size=run.batch_size,
@@ -193,14 +233,16 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "char_shakespeare": char_shakespeare,
     "books": books,
     "smoke": smoke,
-    **{name: partial(published, name) for name in PRESETS},
+    "bert_tiny": bert_tiny,
+    **{name: partial(published, name) for name in _PUBLISHED},
 }
 DEFAULT = "tiny"
 
 
 def needs(config: RunConfig) -> list[str]:
     """The options that a user has to give before this runs, without "--"."""
-    return ["data.path"] if config.data.path == _MUST_BE_GIVEN else []
+    data = config.data
+    return ["data.path"] if data.path == _MUST_BE_GIVEN and not (data.mixture or data.source_path) else []
 
 
 def find_recipe(name: str) -> RunConfig:

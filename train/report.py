@@ -1,6 +1,7 @@
 """What a run says of itself: before its first step what it is and needs, and then, every few steps, how it goes."""
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 
 from data.dataset import Dataset
 from data.loader import Loader
+from data.shards import Corpus
 from model.cost import count_parameters, train_flops_per_token
 from train.config import ProfileConfig, RunConfig
 from train.console import Console
@@ -33,7 +35,7 @@ def announce(console: Console, program: Program, dataset: Dataset, loader: Loade
     needed, state, limit = step_bytes(compiled), program.state_bytes(), memory_limit(device)
     batch, length, parts = config.batch_size, config.data.max_length, config.micro_batches
     held_out, examples = dataset.valid, config.steps * batch
-    text_bytes, text_tokens = (sum(getattr(c, name) for c in dataset.corpora) for name in ("num_bytes", "num_tokens"))
+    tokens = sum(corpus.num_tokens for corpus in dataset.corpora)
     rows = sum(map(len, loader.sources))
     filled = sum(source.fill * len(source) for source in loader.sources) / rows
     shown = {
@@ -41,8 +43,8 @@ def announce(console: Console, program: Program, dataset: Dataset, loader: Loade
         "devices": f"{jax.device_count()} x {device.device_kind}, {describe_mesh(program.mesh, program.plan.declared)}",
         "memory a device": f"{_size(needed)}, {_size(state)} of it parameters and optimizer"
         + (f"; the limit is {_size(limit)}" if limit else ""),
-        "text": f"{text_bytes:,} bytes, {text_tokens:,} tokens ({dataset.tokenizer.kind})",
-        "held-out text": f"{held_out.num_bytes:,} bytes, {held_out.num_tokens:,} tokens",
+        "text": f"{_bytes(dataset.corpora)}{tokens:,} tokens ({dataset.tokenizer.kind})",
+        "held-out text": f"{_bytes([held_out])}{held_out.num_tokens:,} tokens",
         "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else ""),
         "rows": f"{rows:,} of {length:,} tokens, {filled:.1%} filled"
         + "".join(f", {source.left_out}" for source in loader.sources if source.left_out),
@@ -54,6 +56,12 @@ def announce(console: Console, program: Program, dataset: Dataset, loader: Loade
     console.table(config.name, ("", ""), list(shown.items()))
     if len(loader.sources) > 1:
         describe_mixture(console, loader, examples)
+
+
+def _bytes(corpora: Sequence[Corpus]) -> str:
+    """How many bytes of text there are; nothing where all of it would have to be decoded to know."""
+    counted = all(corpus.text_is_counted for corpus in corpora)
+    return f"{sum(corpus.num_bytes for corpus in corpora):,} bytes, " if counted else ""
 
 
 def drawn(loader: Loader, examples_seen: int) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The state of training: arrays only, each laid on the mesh from its declaration, from the first step to the last."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from model.decoder import Decoder, DecoderConfig
 from model.parameters import Declaration, Params, Skeleton, declarations, split
-from train.mesh import parameter_shardings, replicated
-
-STRUCTURES: dict[type, Callable] = {DecoderConfig: Decoder}
+from model.structures import STRUCTURES
+from train.mesh import parameter_shardings
 
 
 @partial(
@@ -93,29 +91,24 @@ def abstract_state(
 ) -> TrainState:
     """The shapes, dtypes and shardings of the whole state, from the declarations.
 
-    Optimizer moments lie as their parameters do. Left to itself, jit would replicate them: zeros depend on no data that
-    could tell it otherwise.
+    What an optimizer keeps lies as that lies of which it is kept: moments as their parameters, and factored moments as
+    the axes that are left. JAX's types tell: traced with weights whose sharding is part of their type, every array of
+    the state comes out with its own. Left to itself, jit would replicate them, since zeros depend on no data.
     """
-    shapes = jax.eval_shape(lambda: initial_state(plan.init(0), optimizer, trainable))
-    shardings = parameter_shardings(plan.declared, mesh)
-    everywhere = replicated(mesh)
-
-    def placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        placed,
-        shapes.opt_state,
-        partition(shardings, trainable)[0],
-        transform_non_params=lambda shape: placed(shape, everywhere),
-    )
-    rest: dict[str, Any] = {
-        name: placed(getattr(shapes, name), everywhere)
-        for name in ("step", "examples_seen", "nonfinite_steps", "nonfinite_in_row")
+    typed = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.axis_names))
+    shardings = parameter_shardings(plan.declared, typed)
+    params = {
+        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name])
+        for name, shape in jax.eval_shape(lambda: plan.init(0)).items()
     }
-    rest["params"] = {name: placed(shape, shardings[name]) for name, shape in shapes.params.items()}
-    return TrainState(opt_state=opt_state, **rest)
+    with jax.sharding.use_abstract_mesh(typed):
+        state = jax.eval_shape(lambda params: initial_state(params, optimizer, trainable), params)
+
+    def placed(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec() if shape.sharding is None else shape.sharding.spec
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, state)
 
 
 def shardings_of(abstract: Any) -> Any:

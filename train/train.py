@@ -62,8 +62,10 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
     tokenizer = load_tokenizer(run.tokenizer) if resumes else source.tokenizer if source else None
     with console.progress("reading the text") as progress:
-        dataset = prepare_dataset(config.data, config.model.vocab_size, config.seed, tokenizer, progress)
-    loader = dataset.loader(config.data, config.seed, program.objective.prepare)
+        dataset = prepare_dataset(
+            config.data, config.model.vocab_size, config.seed, tokenizer, progress, roles=program.objective.roles
+        )
+    loader = dataset.loader(config.data, config.seed, program.objective.preparation(dataset.tokenizer))
     if config.sample.tokens:  # what could not be written at the end is refused now
         Sampling(config.sample.temperature).validate()
         room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
@@ -214,7 +216,7 @@ def _refuse_other_data(record: dict[str, Any], dataset: Dataset, config: RunConf
     for name, now in (("tokenizer", dataset.tokenizer.digest), ("data", dataset.digest)):
         if record[name] != now and not config.data.allow_changed:
             raise ValueError(
-                f"the {name} of {config.data.path!r} is not what this run learned from so far "
+                f"the {name} of {config.data.names()} is not what this run learned from so far "
                 f"(digest {record[name][:12]}, now {now[:12]}); "
                 "give the same text, or pass --data.allow-changed"
             )
@@ -230,10 +232,10 @@ def _farewell(
         console.say(f"held-out text: {summary(figures)}")
         console.say(f"a unigram model of the same tokens: {unigram['bits_per_byte']:.3f} bits a byte")
     if config.sample.tokens:
+        console.say("\nwhat it writes:\n")
         writer = Writer(program.plan, params, dataset.tokenizer, program.mesh)
         sampling = Sampling(config.sample.temperature)
         room = room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
-        console.say("\nwhat it writes:\n")
         console.write(config.sample.prompt)
         for text, _ in writer.write([config.sample.prompt], min(config.sample.tokens, room), sampling, config.seed):
             console.write(text)

@@ -49,8 +49,8 @@ class CarriedTokenizer(Tokenizer):
 
     def _cannot_run(self) -> ValueError:
         return ValueError(
-            f"this run carries a tokenizer ({', '.join(self.files)}) that cannot be run yet, and only commands that "
-            f"need no text work: {self._reason}"
+            f"this tokenizer ({', '.join(self.files)}) cannot be run ({self._reason}); only commands that need no text "
+            f"work with it"
         )
 
 

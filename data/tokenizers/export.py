@@ -70,8 +70,12 @@ def to_tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     for role, stand_in in (("start", "class"), ("end", "separator")):
         if named[role] == named.get(stand_in):  # what only does its work here
             del named[role]
+    name = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer, SentencePieceTokenizer) and not tokenizer.verbatim:
+        # Without a tokenizer.json, these two are what read the file and put a space before a text.
+        name = "T5Tokenizer" if tokenizer.model_type == "unigram" else "LlamaTokenizer"
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": name,
         **{ROLES[role][0]: _name(tokenizer, token) for role, token in named.items()},
         "clean_up_tokenization_spaces": False,
     }

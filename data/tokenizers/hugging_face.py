@@ -26,8 +26,7 @@ _BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")
 _BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
-# The patterns of Llama 3 and of Qwen 2, in which, as in GPT-2's, nothing but a token's first letter can be a space that
-# follows on something else.
+# The patterns of Llama 3 and of Qwen 2, in which, as in GPT-2's, a space that follows on a word begins a token.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -51,7 +50,7 @@ class LibraryTokenizer(Tokenizer):
     """
 
     kind = "tokenizers"
-    _PART = 1 << 16  # characters: short parts encode faster, in less memory, and on all cores
+    _PART = 1 << 18  # characters: short parts encode faster, in less memory, and on all cores
 
     def __init__(self, files: Mapping[str, bytes]):
         try:
@@ -101,8 +100,8 @@ class LibraryTokenizer(Tokenizer):
     def decode(self, tokens: ArrayLike) -> str:
         """The text of some ids as the library decodes them, special tokens left out.
 
-        The first token may have another text than inside a text: without the space before it, for one. Where the bytes
-        of byte tokens are not UTF-8, they become replacement characters, and of the library's all their neighbours too.
+        The first token may have another text than inside a text: without the space before it, for one. Where byte
+        tokens are not UTF-8 together, the stray ones become replacement characters; the library replaces the whole run.
         """
         spoken = [token for token in integers(tokens) if token not in self._silent]
         if not spoken:
@@ -180,13 +179,14 @@ def _places_between_words(content: dict[str, Any]) -> tuple[bool, bool]:
     BERT takes words apart and drops what is between them. GPT-2's pattern, and those after it, take a space together
     with the word behind it, but of several line feeds before a word they take the last one by itself.
     """
-    if (content.get("normalizer") or {}).get("type") not in (None, "BertNormalizer", "NFC"):  # those change letters
-        return False, False
+    normalizer = (content.get("normalizer") or {}).get("type")
+    composes = normalizer in (None, "NFC")  # and so makes no space of anything else, nor drops what is beside one
     match content.get("pre_tokenizer"):
         case {"type": "BertPreTokenizer" | "Whitespace" | "WhitespaceSplit"}:
-            return True, True
+            apart = composes or normalizer == "BertNormalizer"
+            return apart, apart
         case {"type": "ByteLevel", **others}:
-            return False, others.get("use_regex", True)
+            return False, composes and others.get("use_regex", True)
         case {
             "type": "Sequence",
             "pretokenizers": [
@@ -194,7 +194,7 @@ def _places_between_words(content: dict[str, Any]) -> tuple[bool, bool]:
                 {"type": "ByteLevel", "use_regex": False},
             ],
         }:
-            return False, pattern in _PATTERNS
+            return False, composes and pattern in _PATTERNS
     return False, False
 
 

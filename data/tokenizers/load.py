@@ -40,7 +40,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     Raises:
         ValueError: nothing there that is a tokenizer, or a damaged one.
     """
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser()
     if not path.exists():
         raise ValueError(
             f"the tokenizer {path} does not exist; give bytes, characters, sentencepiece, a folder or a file"

@@ -16,7 +16,7 @@ import sentencepiece
 
 from data.text import cut
 from data.tokenizers.base import REPLACEMENT, Tokenizer
-from data.tokenizers.roles import find_specials
+from data.tokenizers.roles import ROLES, find_specials
 from data.tokenizers.sentence_piece_model import ModelType, has_user_defined_pieces, model_type, with_scores
 
 # What SentencePiece writes for a space. In a text it means itself, and is encoded by its bytes.
@@ -80,7 +80,7 @@ class SentencePieceTokenizer(Tokenizer):
         """How the model cuts text into pieces."""
         return model_type(self.files["tokenizer.model"])
 
-    @property
+    @cached_property
     def exportable(self) -> bool:
         """Whether a tokenizer.json can say the same."""
         model = self.files["tokenizer.model"]
@@ -143,11 +143,13 @@ def train_sentencepiece(
     model_type: Literal["bpe", "unigram"] = "bpe",
     *,
     seed: int = 0,
+    roles: Sequence[str] = (),
     sample_characters: int = 32_000_000,
 ) -> SentencePieceTokenizer:
     """A lossless SentencePiece tokenizer of exactly `vocab_size` ids, trained on a seeded sample of the texts.
 
-    Ids 0, 1, 2 are <unk>, <s>, </s> and 3..258 the bytes. The result depends on texts, sizes and seed alone.
+    Ids 0, 1, 2 are <unk>, <s>, </s>, then come the special tokens for other `roles`, such as "mask", and then the
+    bytes. The result depends on texts, sizes, roles and seed alone.
 
     Raises:
         ValueError: a vocabulary larger than the text allows, or too small for its characters; or no text at all.
@@ -157,6 +159,7 @@ def train_sentencepiece(
             f"vocab_size={vocab_size} is too small for SentencePiece, which needs 3 marks, 256 bytes and the text's "
             f"characters; pass --model.vocab-size 512 or more, or --data.tokenizer bytes"
         )
+    marks = [ROLES[role][1][0] for role in roles]
     writer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -164,7 +167,8 @@ def train_sentencepiece(
             model_writer=writer,
             vocab_size=vocab_size,
             model_type=model_type,
-            required_chars=_MARK_CHARACTERS if model_type == "unigram" else "",
+            control_symbols=marks,
+            required_chars="".join(sorted({*_MARK_CHARACTERS, *"".join(marks)})) if model_type == "unigram" else "",
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,

@@ -12,7 +12,7 @@ from model.families.keys import INERT, Keys
 from model.families.obstacles import fixed_fields
 from model.families.weights import Tensor
 
-ARCHITECTURE: str = "GPT2LMHeadModel"
+ARCHITECTURES: tuple[str, ...] = ("GPT2LMHeadModel",)
 MODEL_TYPE: str = "gpt2"
 
 
@@ -78,6 +78,16 @@ WEIGHTS = (
 PREFIX: str = "transformer."  # absent from files that were saved from the bare GPT2Model, such as those first published
 COPIES: dict[str, str] = {"lm_head.weight": "transformer.wte.weight"}  # what a tied model's file may repeat
 IGNORED: str = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"  # causal masks, stored as buffers by old versions
+
+
+def weights(config: DecoderConfig) -> tuple[Tensor, ...]:
+    """The table of this model's tensors."""
+    return WEIGHTS
+
+
+def architecture(config: DecoderConfig) -> str:
+    """The one that there is."""
+    return ARCHITECTURES[0]
 
 
 def obstacles(config: DecoderConfig) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-_REQUIRED: Any = object()
+REQUIRED: Any = object()  # the default of a key that must be there
 
 # Keys that any architecture may have, and that change nothing of what a decoder computes from its tokens.
 INERT = frozenset(
@@ -37,14 +37,14 @@ class Keys:
         self._where = where
         self._read: set[str] = set()
 
-    def integer(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A whole number from 1 to a billion."""
+    def integer(self, key: str, default: Any = REQUIRED, at_least: int = 1) -> Any:
+        """A whole number from `at_least` to a billion."""
         value = self._get(key, default)
-        if key in self._values and (type(value) is not int or not 1 <= value <= 10**9):
-            raise self._wrong(key, "must be a whole number from 1 to 1,000,000,000")
+        if key in self._values and (type(value) is not int or not at_least <= value <= 10**9):
+            raise self._wrong(key, f"must be a whole number from {at_least} to 1,000,000,000")
         return value
 
-    def number(self, key: str, default: Any = _REQUIRED, at_least: float = 0.0) -> Any:
+    def number(self, key: str, default: Any = REQUIRED, at_least: float = 0.0) -> Any:
         """A finite number of at least `at_least`, as a float."""
         value = self._get(key, default)
         if key not in self._values:
@@ -67,6 +67,9 @@ class Keys:
             raise self._wrong(key, f"is not supported, only {' or '.join(map(json.dumps, allowed))}")
         return value
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def inside(self, key: str) -> "Keys | None":
         """The keys of the object `key`, or None where there is none."""
         value = self._get(key, None)
@@ -87,7 +90,7 @@ class Keys:
     def _get(self, key: str, default: Any) -> Any:
         self._read.add(key)
         value = self._values.get(key, default)
-        if value is _REQUIRED:
+        if value is REQUIRED:
             raise ValueError(f"{self._where} has no {key}, which its architecture needs")
         return value
 

@@ -8,7 +8,7 @@ from model.families.obstacles import ANY, fixed_fields
 from model.families.weights import Tensor
 from model.positions import RopeScaling
 
-ARCHITECTURE: str = "LlamaForCausalLM"
+ARCHITECTURES: tuple[str, ...] = ("LlamaForCausalLM",)
 MODEL_TYPE: str = "llama"
 
 
@@ -77,6 +77,16 @@ COPIES: dict[str, str] = {"lm_head.weight": "model.embed_tokens.weight"}  # what
 IGNORED: str = (
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # a function of the configuration, stored by old versions
 )
+
+
+def weights(config: DecoderConfig) -> tuple[Tensor, ...]:
+    """The table of this model's tensors."""
+    return WEIGHTS
+
+
+def architecture(config: DecoderConfig) -> str:
+    """The one that there is."""
+    return ARCHITECTURES[0]
 
 
 def obstacles(config: DecoderConfig) -> list[str]:

@@ -1,8 +1,8 @@
-"""What of a decoder an architecture of Hugging Face fixes."""
+"""What of a model an architecture of Hugging Face fixes."""
 
 from typing import Any
 
-from model.decoder import DecoderConfig
+from model.config import StackConfig
 
 ANY = object()  # a field whose value an architecture takes from its configuration
 
@@ -19,15 +19,16 @@ _USUAL = {
 }
 
 
-def fixed_fields(config: DecoderConfig, **fixed: Any) -> list[str]:
+def fixed_fields(config: StackConfig, **fixed: Any) -> list[str]:
     """The fields of `config` that would have to be otherwise, as "name=value": as `fixed` says, or else as usual."""
-    needed = _USUAL | fixed
-    needed |= {
+    derived = {
         "has_attention_bias": config.use_bias,
         "value_head_size": config.head_size,
         "score_scale": config.head_size**-0.5,
     }
+    needed = _USUAL | derived | fixed
     names = {
+        "kv_heads": "num_kv_heads",
         "has_attention_bias": "attention_bias",
         "value_head_size": "value_head_dim",
         "score_scale": "attention_scale",

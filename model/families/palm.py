@@ -11,7 +11,7 @@ from model.families.keys import INERT, Keys
 from model.families.obstacles import ANY, fixed_fields
 from model.families.weights import Tensor
 
-ARCHITECTURE: str = "CohereForCausalLM"
+ARCHITECTURES: tuple[str, ...] = ("CohereForCausalLM",)
 MODEL_TYPE: str = "cohere"
 
 
@@ -70,6 +70,16 @@ WEIGHTS = (
 PREFIX: str = "model."
 COPIES: dict[str, str] = {"lm_head.weight": "model.embed_tokens.weight"}
 IGNORED: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+
+
+def weights(config: DecoderConfig) -> tuple[Tensor, ...]:
+    """The table of this model's tensors."""
+    return WEIGHTS
+
+
+def architecture(config: DecoderConfig) -> str:
+    """The one that there is."""
+    return ARCHITECTURES[0]
 
 
 def obstacles(config: DecoderConfig) -> list[str]:

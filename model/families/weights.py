@@ -21,7 +21,8 @@ class Tensor:
     Each weight is seen as a matrix, [its first `inputs` axes, its other axes], or without `inputs` as a vector; several
     are joined along the last axis; `transposed` where theirs is stored (out, in). `gate` picks one slice of a `gate`
     axis. `neighbours`: their rotary positions turn neighbouring dimensions of a head together, ours those half a head
-    apart. A row whose weights a model does not have does not apply to it.
+    apart. `ones` is how many axes of size one theirs has before the others. `kernel`: theirs is a convolution's, which
+    is transposed, and keeps the input axes apart. A row whose weights a model does not have does not apply to it.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Tensor:
     transposed: bool = False
     gate: int | None = None
     neighbours: bool = False
+    ones: int = 0
+    kernel: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,18 @@ class _Entry:
         return [(math.prod(p.shape[:i]), math.prod(p.shape[i:])) if i else (math.prod(p.shape),) for p in self.parts]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of their tensor."""
+    def flat(self) -> tuple[int, ...]:
+        """The shape of their tensor as a matrix or a vector."""
         matrices = self.matrices
         joined = (*matrices[0][:-1], sum(matrix[-1] for matrix in matrices))
         return joined[::-1] if self.row.transposed else joined
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of their tensor."""
+        if self.row.kernel:
+            return (self.flat[0], *self.parts[0].shape[: self.row.inputs])
+        return (1,) * self.row.ones + self.flat
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Layout:
             if entry.row.neighbours:
                 parts = [_swapped_halves(part, 2) for part in parts]
             joined = np.concatenate([a.reshape(m) for a, m in zip(parts, entry.matrices, strict=True)], axis=-1)
-            yield entry.name, np.ascontiguousarray(joined.T if entry.row.transposed else joined)
+            yield entry.name, np.ascontiguousarray(joined.T if entry.row.transposed else joined).reshape(entry.shape)
 
     def from_hugging_face(self, read: Callable[[str], np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
         """Our parameters in `dtype`; `read(name)` gives each of their tensors once, in the shape that `shapes` says."""
@@ -90,6 +100,7 @@ class Layout:
         for entry in self._entries():
             joined = read(entry.name)
             assert joined.shape == entry.shape, (entry.name, joined.shape, entry.shape)
+            joined = joined.reshape(entry.flat)
             ends = np.cumsum([matrix[-1] for matrix in entry.matrices])[:-1]
             pieces = np.split(joined.T if entry.row.transposed else joined, ends, axis=-1)
             for part, piece in zip(entry.parts, pieces, strict=True):

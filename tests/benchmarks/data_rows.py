@@ -3,6 +3,7 @@
 The text is what Python itself carries, so that the rows run anywhere; JUMOK_BENCH_TEXT names another file or folder.
 """
 
+import importlib
 import importlib.util
 import os
 import resource
@@ -36,8 +37,7 @@ def load(packing: Any) -> dict[str, Any]:
     positions = count(step=rows)
     systems: dict[str, Callable] = {"jumok": lambda: loader.rows_for(next(positions), range(rows))}
     if importlib.util.find_spec("torch") is not None:
-        import torch
-
+        torch: Any = importlib.import_module("torch")
         corpus = dataset.corpora[0]
         stream = corpus.slice(0, corpus.num_tokens)
 

@@ -1,5 +1,6 @@
 """The cache: whole or absent, and never trusted over a file that changed."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_damaged_memory_is_no_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)
     (tmp_path / "file").write_text("text")
     assert file_fact(str(tmp_path / "file"), "fact", lambda: "right") == "right"
-    (memo,) = cache_folder("files").iterdir()
+    (memo,) = cache_path("files").glob("??/*")
     for damage in ("", "{", "[]", "{}"):
         memo.write_text(damage)
         assert file_fact(str(tmp_path / "file"), "fact", lambda: "right") == "right"
@@ -97,9 +98,21 @@ def test_a_cache_that_cannot_be_written_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert file_fact(str(tmp_path / "one"), "fact", lambda: pytest.fail("asked again")) == "known"
     assert file_fact(str(tmp_path / "two"), "fact", lambda: "not kept") == "not kept"
-    assert len(list(cache_path("files").iterdir())) == 1
+    assert len(list(cache_path("files").glob("??/*"))) == 1
     with pytest.raises(ValueError, match=r"cannot be used \(no permission to write\)"):
         cache_folder("files")
+
+
+def test_a_full_disk_forgets_and_goes_on(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)
+    (tmp_path / "file").write_text("text")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert file_fact(str(tmp_path / "file"), "fact", lambda: "not kept") == "not kept"
+    assert not list(cache_path("files").glob("??/*"))
 
 
 def test_where_the_cache_lies(tmp_path, monkeypatch):

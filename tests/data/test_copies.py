@@ -78,13 +78,16 @@ def test_a_random_access_source(module, monkeypatch):
     assert sys.path[-1] == os.getcwd()
 
 
-def test_a_source_with_a_digest_is_read_once(module):
+def test_a_source_with_a_digest_is_read_once(module, monkeypatch):
     name = module(OWN)
     reads = []
     for _ in range(2):
         assert read(f"{name}:Known") == [f"text {i}" for i in range(10)]
         reads.append(len(sys.modules[name].reads))
     assert reads == [10, 10]
+    with monkeypatch.context() as read_only:
+        read_only.setattr(copies, "cache_folder", None)
+        read(f"{name}:Known")
     changed = sys.modules[name]
     changed.Known.digest = "the second version"
     digests = {open_source(f"{name}:Known", allow_code=True).digest}
@@ -182,8 +185,9 @@ def test_a_data_set(data_set, monkeypatch):
     with open(source.parts[0].path) as file:
         assert json.loads(file.readline()) == {"text": "text 0 0", "label": 0}
     digest = source.digest
-    # From then on, neither the library nor the network is asked.
+    # From then on, neither the library nor the network is asked, and nothing is written.
     monkeypatch.setattr(copies, "_library", None)
+    monkeypatch.setattr(copies, "cache_folder", None)
     assert open_source(f"hub:{data_set}").digest == digest
     data_set.rename(data_set.with_name("moved"))
     assert open_source(f"hub:{data_set.with_name('moved')}").digest == digest
@@ -247,13 +251,15 @@ def test_a_revision_is_the_commit_that_it_stood_for(monkeypatch):
 
     monkeypatch.setattr(hub, "HfApi", Api)
     asked = []
-    monkeypatch.setattr(
-        copies, "_copied", lambda folder, what, records, progress: asked.append(folder.name) or ["x.jsonl"]
-    )
+    monkeypatch.setattr(copies, "_copied", lambda name, what, records, progress: asked.append(name) or ["x.jsonl"])
     for name in ("owner/name", "owner/name@v2", f"owner/name@{'a' * 40}", "owner/name:config"):
         open_source(f"hub:{name}")
     assert asked[0] == asked[2]
     assert len(set(asked)) == 3
+    with monkeypatch.context() as read_only:
+        read_only.setattr(copies, "cache_folder", lambda _: pytest.fail("asked to write"))
+        open_source("hub:owner/name")
+    assert asked[-1] == asked[0]
     # Without a network, it is what it was.
     monkeypatch.setattr(Api, "dataset_info", None)
     open_source("hub:owner/name@v2")

@@ -223,9 +223,11 @@ def test_refusals():
     with pytest.raises(
         ValueError,
         match=r"2 of 4 documents have more than data.max_length=9 tokens, the longest 12; pass --data.max-length 12, "
-        r"or --data.too-long drop or cut",
+        r"or --data.too-long drop or cut$",
     ):
         FittedRows(corpus, 9, "isolated", END)
+    with pytest.raises(ValueError, match=r"or --data.too-long drop, cut or split"):
+        FittedRows(Documents(plain([3, 12])), 9, "isolated", END)
     with pytest.raises(ValueError, match="documents with prompts can't be split"):
         FittedRows(corpus, 9, "isolated", END, "split")
     assert len(FittedRows(corpus, 12, "isolated", END)) == 3
@@ -235,6 +237,7 @@ def test_a_plan_is_made_once_and_refused_when_it_is_damaged(monkeypatch):
     corpus = Documents(plain([3, 4, 5]))
     first = rows_of(FittedRows(corpus, 8, "isolated", END))
     monkeypatch.setattr(fitting, "_plan", lambda *_: pytest.fail("planned twice"))
+    monkeypatch.setattr(fitting, "cache_folder", lambda _: pytest.fail("asked to write"))  # the cache may be read-only
     assert rows_of(FittedRows(corpus, 8, "isolated", END)) == first
     (folder,) = (
         path.parent

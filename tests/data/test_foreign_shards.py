@@ -267,6 +267,24 @@ def test_what_is_foreign(tmp_path):
     assert not is_foreign("embedded")
     for path in ("shards", "shards/a", "shards/a.bin", "shards/a.idx", "shards/*.bin"):
         assert is_foreign(str(tmp_path / path)), path
+    # Among text, a stray file is passed over.
+    (tmp_path / "text" / "stray.bin").write_bytes(b"")
+    assert not is_foreign(str(tmp_path / "text"))
+    assert not is_foreign(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    assert not is_foreign(str(tmp_path / "empty"))
+
+
+def test_training_and_validation_text_are_not_read_together(tmp_path):
+    for name in ("train", "val"):
+        write_plain(tmp_path / f"{name}.bin", [1, 2])
+    with pytest.raises(
+        ValueError,
+        match=r"holds training and validation text, .*train.bin and .*val.bin; name the one with "
+        r"--data.path .*train.bin and the other with --data.valid-path .*val.bin",
+    ):
+        open_foreign(str(tmp_path), ByteTokenizer())
+    assert open_foreign(str(tmp_path / "train.bin"), ByteTokenizer()).num_tokens == 2
 
 
 def test_the_longest_document_is_found_in_parts(tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def test_specs():
         (["web=3"], "'web=3' is not a source of a mixture"),
         (["=3:a.txt"], "'=3:a.txt' has an empty name; write NAME="),
         (["web=3:"], "'web=3:' has an empty path; write NAME="),
+        (["held out=3:a.txt"], "no source can be named 'held out', as reports call the validation text"),
         (["web=much:a.txt"], "'much' in 'web=much:a.txt' is not a number; write NAME="),
         (["web=:a.txt"], "'' in 'web=:a.txt' is not a number"),
         (["web=nan:a.txt"], "'nan' in 'web=nan:a.txt' is not a number"),

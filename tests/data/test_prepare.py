@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from data import cache, plan, prepare, reading, shard_writer
 from data.cache import cache_folder
 from data.engines import prepare_with_ray
-from data.prepare import prepare_corpus
+from data.prepare import prepare_corpus, prepare_with
 from data.reading import Reading
 from data.sources import open_source
 from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
@@ -202,6 +203,15 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match=r"a.jsonl.gz:2"):
         prepare_corpus(open_source(str(path)), ByteTokenizer())
     assert not any(cache_folder("corpora").iterdir())
+
+
+def test_two_that_refuse_the_same_file_both_say_why(tmp_path):
+    def engine(plan, tally):
+        shutil.rmtree(plan.folder)  # as the other one does, which was faster
+        raise ValueError("the sentence")
+
+    with pytest.raises(ValueError, match=r"the sentence"):
+        prepare_with(engine, source_of(tmp_path, ["text"]), ByteTokenizer(), None)
 
 
 def test_a_sentencepiece_corpus_is_the_same_prepared_in_any_blocks(tmp_path, english, monkeypatch):

@@ -202,10 +202,28 @@ def test_files_are_held_out_whole(tmp_path):
     # The same ones wherever the folder lies.
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert split_source(open_source(str(moved)))[1].digest == digest
-    write(tmp_path / "big.txt", "x" * 1000)
-    write(tmp_path / "small.txt", "y")
+    write(tmp_path / "big.txt", "x" * 100)
+    write(tmp_path / "small.txt", "y" * 10)
     train, valid = split_source(open_source(str(tmp_path)))
-    assert (texts(train), texts(valid)) == (["x" * 1000], ["y"])
+    assert (texts(train), texts(valid)) == (["x" * 100], ["y" * 10])
+
+
+def test_of_few_files_each_holds_out_its_last_tenth(tmp_path):
+    for i, name in enumerate(("a.txt", "b.jsonl.gz")):
+        content = [f"{i} {line}" for line in range(1000)]
+        write(tmp_path / name, records(*content) if "jsonl" in name else "\n".join(content))
+    write(tmp_path / "too small.txt", "z")
+    source = open_source(str(tmp_path))
+    train, valid = split_source(source)
+    assert [part.path for part in valid.parts] == [part.path for part in source.parts[:2]]
+    assert 0.08 < valid.stored_bytes / source.stored_bytes < 0.12
+    assert "".join(texts(train)[:1] + texts(valid)[:1]) == texts(source)[0]
+    assert texts(train)[1:-1] + texts(valid)[1:] == texts(source)[1:-1]
+    assert texts(train)[-1] == "z"
+    # Where no file has a tenth, whole ones are held out, however much that is.
+    write(tmp_path / "tiny" / "a.txt", "a")
+    write(tmp_path / "tiny" / "b.txt", "b")
+    assert sorted(map(texts, split_source(open_source(str(tmp_path / "tiny"))))) == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize(
@@ -366,6 +384,14 @@ def test_pieces_are_about_as_large_as_they_should_be(tmp_path):
     assert len(source.divide(1 << 30, cuts=True)) == 1
 
 
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.json", "a.csv", "a.tsv"])
+def test_what_stays_whole_is_not_read_to_be_divided(tmp_path, name, monkeypatch):
+    source = open_source(write(tmp_path / name, records(*map(str, range(100)))))
+    monkeypatch.setattr("data.formats.opened", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("data.files.opened", lambda *_: pytest.fail("read"))
+    assert source.divide(10, cuts=True) == [source]
+
+
 def test_long_documents_come_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "BLOCK", 50)
     monkeypatch.setattr("data.formats.CHUNK_BYTES", 7)  # characters of several bytes then straddle chunks
@@ -402,10 +428,8 @@ def test_pairs_of_files(tmp_path):
     assert Source.from_json(json.loads(json.dumps(train.to_json()))) == train
     templates = Reading(prompt="en: {source} ko:", response=" {target}!")
     assert documents(open_pairs(source, target, templates))[0] == ("en: one ko:", " 하나!")
-    assert documents(*pairs.divide(1, cuts=True)) == expected
     plain = open_pairs(source, write(tmp_path / "train.ko", "하나\n둘\n셋\n넷"))
-    assert len(plain.divide(10, cuts=False)) > 2
-    assert documents(*plain.divide(10, cuts=False)) == expected
+    assert plain.divide(1, cuts=True) == [plain]  # a line of both is only found by reading all before it
     with pytest.raises(
         ValueError, match=r"train.en:1, with .*train.ko.gz, has no column 'x'; the columns there are 's"
     ):
@@ -446,7 +470,9 @@ def test_the_embedded_corpus(monkeypatch, tmp_path):
     monkeypatch.setenv("JUMOK_CACHE", str(tmp_path))
     assert embedded_corpus().read_bytes() == content
     monkeypatch.setattr(embedded, "_python_documents", lambda: iter([("none", "")]))
-    assert embedded_corpus().read_bytes() == content
+    with monkeypatch.context() as read_only:
+        read_only.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        assert embedded_corpus().read_bytes() == content
     monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "new"))
     with pytest.raises(
         ValueError, match=r"does not carry the sources that the embedded corpus is made of; pass --data.path"

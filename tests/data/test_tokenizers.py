@@ -299,6 +299,12 @@ def test_a_model_without_marks_is_refused(english, tmp_path):
 # Foreign and damaged files
 
 
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ByteTokenizer().save(tmp_path / "mine")
+    assert load_tokenizer("~/mine").digest == ByteTokenizer().digest
+
+
 def test_a_tokenizer_that_cannot_be_run_is_carried(tmp_path):
     vocabulary = {"a": 0, "b": 1, "ab": 2}
     added = [{"id": 3, "content": "<|begin|>"}, {"id": 4, "content": "<|end|>"}]
@@ -316,7 +322,7 @@ def test_a_tokenizer_that_cannot_be_run_is_carried(tmp_path):
     ):
         with pytest.raises(
             ValueError,
-            match=r"carries a tokenizer \(tokenizer.json, tokenizer_config.json\) that cannot be run yet, .*",
+            match=r"this tokenizer \(tokenizer.json, tokenizer_config.json\) cannot be run \(.*\); only commands that",
         ):
             use()
     tokenizer.save(tmp_path / "saved")

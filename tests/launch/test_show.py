@@ -13,8 +13,11 @@ from data.tokenizers.plain import ByteTokenizer
 from launch.cli import COMMANDS
 from launch.show_command import COLOURS, Piece, Show, main, pieces, readable
 from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
 from train.command import dispatch
+from train.config import SampleConfig
 from train.console import Console
+from train.objectives.masked_lm import MaskedLMConfig
 
 pytestmark = pytest.mark.core
 END = 256
@@ -171,3 +174,23 @@ def test_half_characters_and_special_tokens():
 def test_refusals(show, options, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         show("one", **options)
+
+
+def test_a_masked_row_shows_what_is_to_be_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "".join(f"line {number} of some text that is long enough\n" for number in range(200))
+    (tmp_path / "text.txt").write_text(text)
+    config = Show(
+        model=EncoderConfig(num_layers=1, model_dim=32, num_heads=4, vocab_size=320, max_length=64),
+        data=DataConfig("text.txt", "text.txt", tokenizer="sentencepiece", max_length=64),
+        objective=MaskedLMConfig(),
+        sample=SampleConfig(tokens=0),
+        at=3,
+    )
+    (row,) = main(config, Console())
+    (segment,) = row["segments"]
+    out = capsys.readouterr().out
+    assert sum(segment["scored"]) in (9, 10)  # 15 % of 64, start tokens aside
+    whole = re.sub(r"\[\[|\]\]|⟨start⟩|↵|^ *(1 \|)? ", "", out.split("\n", 3)[3], flags=re.MULTILINE)
+    assert re.sub(r"\s", "", whole) in re.sub(r"\s", "", text)
+    assert segment["learned"] not in segment["text"]

@@ -124,7 +124,7 @@ def test_what_is_no_run_is_refused(uninterrupted, exported, tmp_path):
             {"architectures": ["GPT3LMHeadModel"]},
             "GPT3LMHeadModel is not known; the nearest that is known is GPT2LMHeadModel",
         ),
-        ({"architectures": None}, "architectures=None must name one of"),
+        ({"architectures": None}, "architectures=None must be a list of one name"),
         ({"n_layer": 3}, "are missing"),
         ({"n_embd": "wide"}, "n_embd"),
     ],

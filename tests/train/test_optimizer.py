@@ -53,6 +53,14 @@ def test_noam_rises_and_falls_with_the_square_root():
     np.testing.assert_allclose(rates(rate, (0, 4, 9, 39, 999)), [0.05, 0.25, 0.5, 0.25, 0.05], rtol=1e-6)
 
 
+def test_rsqrt_is_the_schedule_of_palm_whatever_the_steps():
+    config = OptimizerConfig(learning_rate=1e-2, schedule="rsqrt", warmup_steps=10_000)
+    steps = np.array([1, 5_000, 10_000, 20_000, 255_000])
+    expected = np.minimum(1e-2, 1 / np.sqrt(steps))
+    for length in (100, 1_000_000):
+        np.testing.assert_allclose(rates(make_schedule(config, length), steps - 1), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "noam", "wsd"])
 @pytest.mark.parametrize(("steps", "warmup"), [(50, 5), (9, 0), (1, 0)])
 def test_a_warmup_longer_than_the_run_is_shortened(schedule, steps, warmup):
@@ -140,17 +148,77 @@ def test_sgd_has_momentum():
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_lamb_is_the_published_formula():
+    config = OptimizerConfig(name="lamb", learning_rate=0.01, weight_decay=0.2, clip_norm=0)
+    ours = run(make_optimizer(config, lambda n: 0.01, DECLARED))
+
+    # You et al. 2019, algorithm 2, in float64, with the ratio for matrices and embeddings as in its authors' code.
+    params, gradients = gradients_and_parameters()
+    for name, declaration in DECLARED.items():
+        kind = declaration.kind
+        layers = params[name] if declaration.axes[0] == "layers" else params[name][None]
+        for layer, x in enumerate(layers.astype(np.float64)):
+            first, second = np.zeros_like(x), np.zeros_like(x)
+            for t, gradient in enumerate(gradients, start=1):
+                g = gradient[name][layer] if declaration.axes[0] == "layers" else gradient[name]
+                first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g.astype(np.float64) ** 2
+                r = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-6)
+                r = r + 0.2 * x if kind == "matrix" else r
+                ratio = np.linalg.norm(x) / np.linalg.norm(r) if kind in ("matrix", "embedding") else 1
+                x = x - 0.01 * ratio * r
+            found = ours[name][layer] if declaration.axes[0] == "layers" else ours[name]
+            np.testing.assert_allclose(found, x, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+RULES = ["adamw", "sgd", "adafactor", "lion", "muon"]
+
+
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("decayed", [("matrix",), ("matrix", "embedding"), ()])
 def test_decay_follows_the_declared_kind_and_nothing_else(name, decayed):
     config = OptimizerConfig(name=name, weight_decay=0.5, decayed=decayed)
+    assert_decayed(config, {name for name, d in DECLARED.items() if d.kind in decayed}, 0.1 * 0.5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_decay_goes_with_a_power_of_the_learning_rate(name):
+    config = OptimizerConfig(name=name, weight_decay=0.5, weight_decay_power=2.0)
+    assert_decayed(config, {"layers.attention.query"}, 0.1**2 * 0.5)
+
+
+def assert_decayed(config: OptimizerConfig, decayed: set[str], fraction: float):
+    """Without a gradient, one step at the learning rate 0.1 takes this fraction of what is decayed, and no more."""
     params: dict[str, Any] = gradients_and_parameters()[0]
     optimizer = make_optimizer(config, lambda n: 0.1, DECLARED)
     nothing = jax.tree.map(jnp.zeros_like, params)
     updates: Any = optimizer.update(nothing, optimizer.init(params), params)[0]
-    for parameter, declaration in DECLARED.items():
-        expected = -0.1 * 0.5 * params[parameter] if declaration.kind in decayed else nothing[parameter]
-        np.testing.assert_allclose(updates[parameter], expected, rtol=1e-6, err_msg=parameter)
+    for name, value in params.items():
+        np.testing.assert_allclose(updates[name], -fraction * value * (name in decayed), rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", [*RULES, "lamb"])
+def test_padding_rows_stay_zero(name):
+    declared = {"table": Declaration((256, 128), ("vocab", "embed"), "embedding")}
+    random = np.random.default_rng(0)
+    real = np.arange(256)[:, None] < 130
+    table, gradient = ({"table": real * random.standard_normal((256, 128), np.float32)} for _ in range(2))
+    optimizer = make_optimizer(OptimizerConfig(name=name, decayed=("embedding",)), lambda n: 0.1, declared)
+    updates: Any = optimizer.update(gradient, optimizer.init(table), table)[0]
+    assert not np.where(real, 0, updates["table"]).any()
+    assert np.where(real, updates["table"], 1).all()
+
+
+def test_what_is_left_open_is_what_was_published_with_the_rule():
+    adamw = OptimizerConfig().resolved()
+    assert (adamw.learning_rate, adamw.b1, adamw.b2, adamw.epsilon) == (3e-4, 0.9, 0.95, 1e-8)
+    assert (adamw.weight_decay, adamw.clip_norm) == (0.1, 1.0)
+    lamb = OptimizerConfig(name="lamb").resolved()
+    assert (lamb.learning_rate, lamb.b2, lamb.epsilon, lamb.weight_decay) == (1.76e-3, 0.999, 1e-6, 0.01)
+    adafactor = OptimizerConfig(name="adafactor", clip_norm=0.5).resolved()
+    assert (adafactor.b1, adafactor.epsilon, adafactor.weight_decay, adafactor.clip_norm) == (0.0, 1e-30, 0.0, 0.5)
+    for config in (adamw, lamb, adafactor):
+        assert config.resolved() == config
+        assert None not in dataclasses.astuple(config)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +232,7 @@ def test_decay_follows_the_declared_kind_and_nothing_else(name, decayed):
         ("momentum", 1.0),
         ("final_fraction", 1.5),
         ("decay_fraction", -0.5),
+        ("weight_decay_power", 0.5),
         ("clip_norm", -1.0),
     ],
 )

@@ -3,15 +3,16 @@
 An optional z-loss keeps the softmax's normaliser near 1 (Chowdhery and others, 2022).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import cross_entropy
-from train.objectives.objective import Batch
+from train.objectives.objective import Batch, Rows
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,25 @@ class CausalLMConfig:
 class CausalLM:
     """The mean negative log-probability of the scored targets."""
 
+    shifted = True
+    roles: tuple[str, ...] = ()
+    definition = (
+        "sum of -log p(token) over every text token once, given its document's start token and the text before it in "
+        "its window; given text (prompts) and end tokens unscored; documents never joined; "
+        "bits_per_byte = nats / (ln 2 x UTF-8 bytes); word_perplexity = exp(nats / whitespace-separated words)"
+    )
+
     def __init__(self, config: CausalLMConfig):
         self.config = config
         self.length_multiple = config.loss_chunks
         self.coefficients = {"causal_lm": 1.0} | ({"z_loss": config.z_loss} if config.z_loss else {})
 
-    def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
+    def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they were packed."""
-        return rows
+
+    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
+        """All is scored at once."""
+        yield batch
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """The number of scored targets."""

@@ -5,12 +5,15 @@ counted over the whole global batch, so that terms with different weights, paddi
 every mesh agree exactly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from data.tokenizers.base import Tokenizer
+
+Rows = dict[str, np.ndarray]
 Batch = Mapping[str, jax.Array]
 
 
@@ -19,9 +22,19 @@ class Objective(Protocol):
 
     coefficients: dict[str, float]
     length_multiple: int  # of which the length of a row has to be a multiple, on every device
+    roles: tuple[str, ...]  # of the special tokens that it needs, besides start and end
+    shifted: bool  # whether the target of a place is the token after it, rather than its own
+    definition: str  # of the figures that scored text is reported by
 
-    def prepare(self, rows: dict[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
-        """Mask or corrupt packed rows [rows, ...], at random by each row's key alone, a function of (seed, k)."""
+    def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows] | None:
+        """What masks or corrupts packed rows [rows, ...], at random by each row's key alone, a function of (seed, k).
+
+        Raises ValueError where the tokenizer lacks a special token that this needs.
+        """
+        ...
+
+    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
+        """The batches by which a batch of windows of held-out text is scored, each target in one of them."""
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
