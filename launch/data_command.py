@@ -9,6 +9,7 @@ from etils import epath
 from data.cache import cache_folder
 from data.dataset import prepare_dataset
 from data.engines import prepare_with_ray
+from data.mixture import HELD_OUT
 from data.reading import Reading
 from data.shards import Corpus
 from data.sources import EMBEDDED, open_source
@@ -40,7 +41,7 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
         roles = make_objective(config.objective).roles
         dataset = prepare_dataset(config.data, vocab_size, config.seed, tokenizer, progress, make, roles)
     texts = {portion.name: corpus for portion, corpus in zip(dataset.portions, dataset.corpora, strict=True)}
-    texts["held out"] = dataset.valid
+    texts[HELD_OUT] = dataset.valid
     counts = {name: _counts(corpus) for name, corpus in texts.items()}
     shown = [
         (

@@ -127,10 +127,9 @@ def _show(console: Console, result: dict[str, Any], with_cpu: bool) -> None:
         if reason in result:
             console.say(f"\n{title}: {reason.replace('_', ' ')}: {result[reason]}")
             return
+    console.say(f"\n{title}: {result['what']}")
     if figures := result.get("figures"):
-        console.table(
-            f"{title}: {result['what']}", ("", ""), [(name, _short(value)) for name, value in figures.items()]
-        )
+        console.say(", ".join(f"{name}: {_short(value)}" for name, value in figures.items()))
         return
     clocks = ["cpu", "wall"] if with_cpu else ["wall"]
     columns = [column for column in result["columns"] if column[1] in clocks]
@@ -143,8 +142,7 @@ def _show(console: Console, result: dict[str, Any], with_cpu: bool) -> None:
             cells += [[a / b for a, b in zip(ours[clock], theirs[clock], strict=True)] for clock in clocks]
         shown = [" ".join(f"{_short(f(cell)):>5}" for f in (min, statistics.median, max)) for cell in cells]
         table.append([system, *shown, *[""] * (len(headers) - len(shown) - 1)])
-    console.say()
-    console.table(f"{title}: {result['what']}", headers, table)
+    console.table("", headers, table)
     if agreement := result.get("agreement"):
         console.say(agreement)
     if result["others"] > _BUSY:
