@@ -100,6 +100,7 @@ def test_digests_follow_text_and_tokenizer(text_file, english, tmp_path):
         (DataConfig(valid_path="a", valid_source_path="a", valid_target_path="b"), "are two validation texts"),
         (DataConfig(prompt="{q}"), "stands without a response to learn"),
         (DataConfig(response="{a}", too_long="split"), "these are pairs; pass refuse, drop or cut"),
+        (DataConfig("a.txt", mixture=("a=1:b",)), "'a.txt' and data.mixture are two texts to learn from"),
         (DataConfig(workers=0), "data.workers=0 must be at least 1"),
         (DataConfig(mixture=("a=1:x", "a=2:y")), "two sources of the mixture are named 'a'"),
         (DataConfig(mixture=("a=0:x",)), "a weight of 0, which must be above zero"),

@@ -107,7 +107,7 @@ def test_interrupted_and_resumed_is_uninterrupted(small, run, uninterrupted):
 
 def test_a_mixture_goes_on_where_it_stopped(small, licence, tmp_path):
     mixture = (f"paragraphs=3:{small.data.path}", f"licence=1:{licence}")
-    mixed = with_value(small, "data.mixture", mixture)
+    mixed = with_value(with_value(small, "data.path", ""), "data.mixture", mixture)
     result = train(mixed, tmp_path / "whole", steps=4)
     assert [(source["name"], source["drawn"], source["share"]) for source in result["sources"]] == [
         ("paragraphs", 48, 0.75),
