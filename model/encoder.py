@@ -300,13 +300,17 @@ def count_parameters(config: EncoderConfig) -> int:
     return total + (D + 1) * (config.classes or 0)
 
 
-def matrix_parameters(config: EncoderConfig) -> int:
-    """Number of weights that every token is multiplied by: those of a shared layer as often as it is applied.
+def matrix_parameters(config: EncoderConfig, predicted: float = 1.0) -> int:
+    """Number of weights that a token is multiplied by on average: those of a shared layer as often as it is applied.
 
-    Tables are counted where they are multiplied, not where they are only looked up; what is done once a row, the
-    pooler and what classifies its output, is left out.
+    A head that predicts tokens does so at a share `predicted` of the places. Tables are counted where they are
+    multiplied, not where they are only looked up; what is done once a row, the pooler and what classifies its output,
+    is left out.
     """
     D, E = config.model_dim, config.embedding_size
     total = config.num_layers * layer_matrices(config) + (0 if config.embedding_dim is None else E * D)
-    total += D * (config.head_dense_size or 0) + (config.vocab_size * E if config.predicts_tokens else 0)
+    if config.predicts_tokens:
+        total += round(predicted * (D * (config.head_dense_size or 0) + config.vocab_size * E))
+    else:
+        total += D * (config.head_dense_size or 0)
     return total + (0 if config.pools else D * (config.classes or 0))

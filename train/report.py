@@ -16,6 +16,7 @@ from train.console import Console
 from train.hardware import memory_in_use, memory_limit, mfu, peak_flops
 from train.mesh import describe_mesh
 from train.metrics import Metrics, ProgressLine
+from train.objectives.table import make_objective
 from train.perplexity import summary
 from train.program import Program
 from train.run_directory import RunDirectory
@@ -133,7 +134,8 @@ class StepReport:
         self._nonfinite = 0
         self._tokens = config.batch_size * config.data.max_length
         self._before = examples * config.data.max_length - start * self._tokens  # steps may have been of other sizes
-        self._flops = train_flops_per_token(config.model, config.data.max_length)
+        predicted = make_objective(config.objective).predicted(config.data.max_length)
+        self._flops = train_flops_per_token(config.model, config.data.max_length, predicted=predicted)
         self._palm_flops = train_flops_per_token(config.model, config.data.max_length, "palm")
         self._device = jax.local_devices()[0]
         self._peak = peak_flops(self._device)

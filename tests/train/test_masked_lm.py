@@ -10,6 +10,7 @@ import pytest
 from data.dataset import DataConfig, prepare_dataset
 from data.tokenizers.plain import ByteTokenizer
 from data.tokenizers.sentence_piece import train_sentencepiece
+from model.cost import train_flops_per_token
 from model.encoder import EncoderConfig
 from model.parameters import merge
 from train.config import LogConfig, RunConfig, SampleConfig, validate
@@ -81,6 +82,13 @@ def test_what_is_masked(config, dataset):
         np.sort(loader.rows_for(loader.sources[0].__len__(), range(400))["tokens"].ravel()),
         np.sort(masked["tokens"].ravel()),
     )
+
+
+def test_only_chosen_places_cost_a_projection():
+    config = EncoderConfig(num_layers=2, model_dim=32, num_heads=4, vocab_size=320, max_length=128)
+    everywhere, where_chosen = (train_flops_per_token(config, 128, predicted=share) for share in (1.0, 24 / 128))
+    assert MaskedLM(ROBERTA).predicted(128) == 24 / 128  # 15 % are 20, and places come by eights
+    assert everywhere - where_chosen == 6 * (32 * 32 + 320 * 32) * 104 // 128
 
 
 def test_whole_words_are_masked_whole(config, dataset):

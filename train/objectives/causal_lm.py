@@ -54,6 +54,10 @@ class CausalLM:
     def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they were packed."""
 
+    def predicted(self, length: int) -> float:
+        """All of them."""
+        return 1.0
+
     def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
         """All is scored at once."""
         yield batch

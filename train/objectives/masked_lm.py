@@ -88,8 +88,7 @@ class MaskedLM:
             order = np.argsort(rank, axis=1, kind="stable")
             count = np.ceil(config.rate * candidates.sum(1)).astype(np.int64)
             chosen = _chosen(np.take_along_axis(rank, order, 1), count)
-            size = -(-int(np.ceil(config.rate * length)) // _PASSES) * _PASSES
-            places = np.sort(np.where(chosen, order, length), axis=1)[:, :size].astype(np.int32)
+            places = np.sort(np.where(chosen, order, length), axis=1)[:, : self._most(length)].astype(np.int32)
             scored = places < length
             places = np.where(scored, places, 0)
             targets = np.take_along_axis(tokens, places, 1)
@@ -105,6 +104,14 @@ class MaskedLM:
             return {"tokens": masked, **kept, "places": places, "targets": targets * scored, "scored": scored}
 
         return prepare
+
+    def predicted(self, length: int) -> float:
+        """Those that may be chosen."""
+        return self._most(length) / length
+
+    def _most(self, length: int) -> int:
+        """The P places of a row of `length` that may be chosen, rounded up so that a mesh can split them."""
+        return -(-int(np.ceil(self.config.rate * length)) // _PASSES) * _PASSES
 
     def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
         """The batches by which a batch of windows is scored: each masks other tokens, and all together each of them."""

@@ -33,6 +33,10 @@ class Objective(Protocol):
         """
         ...
 
+    def predicted(self, length: int) -> float:
+        """The share of a row's `length` places at which tokens are predicted, for its cost."""
+        ...
+
     def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
         """The batches by which a batch of windows of held-out text is scored, each target in one of them."""
         ...
