@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,8 @@ import numpy as np
 
 from data.cache import cache_folder, cache_path, digest_of, written_atomically
 from data.files import file_digest, found
-
-Progress = Callable[[int, int], None]
-"""Called with the records copied and the records in all."""
+from data.own_code import call_own, failure
+from data.progress import Progress
 
 _FORMAT = "jumok copy 1"
 _FILE_BYTES = 1 << 28
@@ -89,8 +87,12 @@ def copy_code(path: str, progress: Progress | None = None) -> list[str]:
     Raises:
         ValueError: nothing there of that kind.
     """
-    source = _called(path)
-    items = _Items(source, path)
+    source = call_own(path, "source")
+    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+        raise ValueError(
+            f"{path} gives {type(source).__name__}, which has no __len__ and __getitem__; return a random-access source"
+        )
+    items = _Items(source)
     identity = getattr(source, "digest", None)
     if not isinstance(identity, str):
         hashed = hashlib.sha256()
@@ -98,7 +100,7 @@ def copy_code(path: str, progress: Progress | None = None) -> list[str]:
             hashed.update(_line(item, path, number))
         identity = hashed.hexdigest()
     name = f"code/{digest_of(_FORMAT, path, identity, len(source))}"
-    return _copied(name, path, lambda: (_Items(source, path), len(source)), progress)
+    return _copied(name, path, lambda: (_Items(source), len(source)), progress)
 
 
 def _copied(name: str, what: str, records: Callable[[], tuple[_Records, int]], progress: Progress | None) -> list[str]:
@@ -174,13 +176,7 @@ def _said(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(
-            f"{what} cannot be read ({type(error).__name__}: {_sentence(error)}); mend it, or run again to go on"
-        ) from error
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise ValueError(f"{what} cannot be read ({failure(error)}); mend it, or run again to go on") from error
 
 
 def _library() -> Any:
@@ -205,38 +201,18 @@ def _commit(name: str, revision: str | None, what: str) -> str:
         if memo.exists():
             return memo.read_text()
         _library()
-        raise ValueError(f"{what} cannot be found ({_sentence(error)}); check the name and the network") from error
+        raise ValueError(f"{what} cannot be found ({failure(error)}); check the name and the network") from error
     if not memo.exists() or memo.read_text() != commit:
         with written_atomically(cache_folder("hub") / memo.name) as temporary:
             temporary.write_text(commit)
     return commit
 
 
-def _called(path: str) -> Any:
-    """What module:function gives. The module may lie in the working directory."""
-    module, _, function = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # behind everything else, so that the user's data/ folder is not our package
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the source {path} cannot be found: {error}") from error
-    if not callable(make):
-        raise ValueError(f"{path} is {type(make).__name__} and cannot be called; name a function or a class")
-    with _said(path):
-        source = make()
-    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
-        raise ValueError(
-            f"{path} gives {type(source).__name__}, which has no __len__ and __getitem__; return a random-access source"
-        )
-    return source
-
-
 class _Items:
     """The items of a random-access source, read on from any place."""
 
-    def __init__(self, source: Any, path: str):
-        self._source, self._path, self._next = source, path, 0
+    def __init__(self, source: Any):
+        self._source, self._next = source, 0
 
     def __iter__(self) -> Iterator[Any]:
         while self._next < len(self._source):

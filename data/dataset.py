@@ -1,6 +1,6 @@
 """From a configuration to tokenized training and validation text, and to the batches that a run reads of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -12,17 +12,26 @@ from data.cache import cache_folder, digest_of, written_atomically
 from data.fitting import FittedRows, TooLong
 from data.foreign_files import is_foreign
 from data.foreign_shards import open_foreign
+from data.labelled import LabelledRows, find_classes, read_labels
 from data.loader import Batch, Loader, Rows
 from data.mixture import Portion, parse_mixture
 from data.packing import ConcatenatedRows, Packing
-from data.prepare import Progress, prepare_corpus
+from data.pairs import PairRows
+from data.prepare import prepare_corpus
+from data.progress import Progress
 from data.reading import Reading
+from data.sentence_pairs import SentencePairRows
 from data.shards import Corpus
 from data.sources import EMBEDDED, Source, open_pairs, open_source, split_source
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
 from data.tokenizers.sentence_piece import train_sentencepiece
+
+# What an example is: a row of text; a source and its target; a text, or an image, and its class; or two stretches of
+# text of which the second may follow the first.
+RowKind = Literal["text", "pairs", "labelled", "sentence_pairs", "images", "captions"]
+Prepare = Callable[[Batch, np.ndarray], Batch]
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,15 @@ class DataConfig:
         valid_source_path: parallel files for validation.
         valid_target_path: parallel files for validation.
         text_column: the column of the text in records.
+        label_column: the column of the class of each text, for classification.
         prompt: with `response`, a record is a pair: what is given, a template that names columns, "{question} ".
         response: what is learned of a pair, "{answer}".
         suffixes: the files of a folder that are read, each as one document of text: .py .c
         bad: documents that cannot be read: "stop" at the first, or "skip" and count them.
         tokenizer: "bytes", "characters", "sentencepiece" (trained on the text, model.vocab_size pieces), or the folder
             or file of a tokenizer.
-        max_length: tokens a row.
+        max_length: tokens a row; of an encoder-decoder's, those of the source.
+        target_length: tokens of the target in an encoder-decoder's row; by default `max_length`.
         packing: "isolated": documents in a row can't see each other; "contiguous": they can.
         whole: rows hold whole documents, packed first-fit, rather than a cut stream of them; pairs always are.
         too_long: whole documents longer than a row: "refuse", "drop" or "cut" them, or "split" what is no pair.
@@ -62,12 +73,14 @@ class DataConfig:
     valid_source_path: str | None = None
     valid_target_path: str | None = None
     text_column: str = "text"
+    label_column: str = ""
     prompt: str = ""
     response: str = ""
     suffixes: tuple[str, ...] = ()
     bad: Literal["stop", "skip"] = "stop"
     tokenizer: str = "bytes"
     max_length: int = 1024
+    target_length: int | None = None
     packing: Packing = "isolated"
     whole: bool = False
     too_long: TooLong = "refuse"
@@ -77,7 +90,14 @@ class DataConfig:
     @property
     def reading(self) -> Reading:
         """How documents are taken from files."""
-        return Reading(self.text_column, self.prompt, self.response, self.suffixes, self.bad)
+        return Reading(
+            self.text_column, self.prompt, self.response, self.suffixes, self.bad, label_column=self.label_column
+        )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens a row, and those of its target where that has a length of its own."""
+        return (self.max_length,) if self.target_length is None else (self.max_length, self.target_length)
 
     @property
     def pairs(self) -> bool:
@@ -90,8 +110,10 @@ class DataConfig:
         Raises:
             ValueError: with the field and its value.
         """
-        if self.max_length < 1:
-            raise ValueError(f"data.max_length={self.max_length} must be at least 1; pass --data.max-length 1024")
+        for name, length in zip(("max_length", "target_length"), self.lengths, strict=False):
+            if length < 1:
+                option = name.replace("_", "-")
+                raise ValueError(f"data.{name}={length} must be at least 1; pass --data.{option} 1024")
         for name, choices in (
             ("packing", ("isolated", "contiguous")),
             ("too_long", ("refuse", "drop", "cut", "split")),
@@ -101,9 +123,11 @@ class DataConfig:
                     f"data.{name}={getattr(self, name)!r} must be {', '.join(choices[:-1])} or {choices[-1]}"
                 )
         elsewhere = bool(self.mixture or self.source_path)
-        for name, is_needed in (("path", not elsewhere), ("tokenizer", True)):
-            if is_needed and not getattr(self, name):
-                raise ValueError(f"data.{name} is empty; pass --data.{name} with a value")
+        if not self.tokenizer:
+            raise ValueError("data.tokenizer is empty; pass --data.tokenizer with a value")
+        if not self.path and not elsewhere:
+            of_lines = "--data.source-path FILE and --data.target-path FILE, or " if self.response == "{target}" else ""
+            raise ValueError(f"data.path is empty; pass {of_lines}--data.path with a value")
         if elsewhere and self.path not in ("", EMBEDDED):
             other = "mixture" if self.mixture else "source_path"
             raise ValueError(f"data.path={self.path!r} and data.{other} are two texts to learn from; give one of them")
@@ -137,6 +161,7 @@ class DataConfig:
 class Dataset:
     """Text as tokens: of each portion of the training text, and of the validation text."""
 
+    config: DataConfig
     tokenizer: Tokenizer
     portions: tuple[Portion, ...]
     corpora: tuple[Corpus, ...]
@@ -147,20 +172,52 @@ class Dataset:
         """The hexadecimal SHA-256 of texts, their split and the tokenizer: by it changed data are found on resume."""
         return digest_of(*(corpus.digest for corpus in self.corpora), self.valid.digest)
 
-    def loader(
-        self, config: DataConfig, seed: int, prepare: Callable[[Batch, np.ndarray], Batch] | None = None
-    ) -> Loader:
+    def loader(self, seed: int, kind: RowKind = "text", prepare: Prepare | None = None) -> Loader:
         """The batches of the training text, as a function of the examples seen (data/loader.py)."""
-        sources = [make_rows(corpus, config, self.tokenizer) for corpus in self.corpora]
+        sources = [make_rows(corpus, self.config, self.tokenizer, kind) for corpus in self.corpora]
         weights = [portion.weight(len(rows)) for portion, rows in zip(self.portions, sources, strict=True)]
         return Loader(sources, seed, prepare, weights, [portion.name for portion in self.portions])
 
+    def held_out_rows(self, kind: RowKind) -> Rows:
+        """The validation text in rows."""
+        return make_rows(self.valid, self.config, self.tokenizer, kind)
 
-def make_rows(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer) -> Rows:
+    def describe(self) -> dict[str, str]:
+        """What a run learns from and what it is measured by, in words."""
+        tokens = sum(corpus.num_tokens for corpus in self.corpora)
+        return {
+            "text": f"{_bytes(self.corpora)}{tokens:,} tokens ({self.tokenizer.kind})",
+            "held-out text": f"{_bytes([self.valid])}{self.valid.num_tokens:,} tokens",
+        }
+
+
+def make_rows(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer, kind: RowKind) -> Rows:
     """A corpus in rows of `config.max_length`: cut from the stream of documents, or of whole documents."""
-    if config.pairs or config.whole:
-        return FittedRows(corpus, config.max_length, config.packing, tokenizer.end_id, config.too_long)
-    return ConcatenatedRows(corpus, config.max_length, config.packing, tokenizer.end_id)
+    length, end_id, too_long = config.max_length, tokenizer.end_id, config.too_long
+    match kind:
+        case "pairs":
+            return PairRows(corpus, length, config.target_length or length, tokenizer, too_long)
+        case "sentence_pairs":
+            return SentencePairRows(corpus, length)
+        case "labelled":
+            assert corpus.labels is not None  # train/objectives/table.py has asked for the column
+            return LabelledRows(corpus, corpus.labels, length, end_id, too_long)
+        case _ if config.pairs or config.whole:
+            return FittedRows(corpus, length, config.packing, end_id, too_long)
+        case _:
+            return ConcatenatedRows(corpus, length, config.packing, end_id)
+
+
+def _bytes(corpora: Sequence[Corpus]) -> str:
+    """How many bytes of text there are; nothing where all of it would have to be decoded to know."""
+    counted = all(corpus.text_is_counted for corpus in corpora)
+    return f"{sum(corpus.num_bytes for corpus in corpora):,} bytes, " if counted else ""
+
+
+def classes_of(config: DataConfig) -> tuple[str, ...]:
+    """The classes of the texts that are learned from, held-out ones included, in the order of their numbers."""
+    opened = (open_source(portion.path, config.reading, allow_code=True) for portion in config.portions())
+    return find_classes(*opened)
 
 
 def prepare_dataset(
@@ -171,6 +228,7 @@ def prepare_dataset(
     progress: Progress | None = None,
     make: Callable[[Source, Tokenizer, Progress | None], Corpus] | None = None,
     roles: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
 ) -> Dataset:
     """Finds and splits the text, makes a tokenizer where none is given, and tokenizes, all of it once into the cache.
 
@@ -182,6 +240,7 @@ def prepare_dataset(
         progress: called with the stored bytes done and in all, for training and validation text together.
         make: what tokenizes a source; by default `prepare_corpus`.
         roles: of the special tokens that a tokenizer made here has besides start and end, such as "mask".
+        classes: those that the model has, where texts are labelled.
 
     Raises:
         ValueError: bad data, a bad tokenizer, or one that doesn't fit the model's vocabulary.
@@ -205,11 +264,13 @@ def prepare_dataset(
             if progress:
                 progress(before + done, ends[-1])
 
-        corpora.append(make(source, tokenizer, reached))
-    return Dataset(tokenizer, portions, tuple(corpora[:-1]), corpora[-1])
+        corpora.append(_labelled(make(source, tokenizer, reached), source, classes))
+    return Dataset(config, tokenizer, portions, tuple(corpora[:-1]), corpora[-1])
 
 
-def prepare_text(config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
+def prepare_text(
+    config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, classes: tuple[str, ...] = ()
+) -> Corpus:
     """All of the training text of a configuration, tokenized: nothing is held out of what is only scored."""
     config.validate()
     (portion,) = config.portions()
@@ -219,10 +280,12 @@ def prepare_text(config: DataConfig, tokenizer: Tokenizer, progress: Progress | 
         source = open_pairs(config.source_path, config.target_path, config.reading)
     else:
         source = open_source(portion.path, config.reading, allow_code=True, progress=progress)
-    return prepare_corpus(source, tokenizer, progress, config.workers)
+    return _labelled(prepare_corpus(source, tokenizer, progress, config.workers), source, classes)
 
 
-def prepare_held_out(config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
+def prepare_held_out(
+    config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, classes: tuple[str, ...] = ()
+) -> Corpus:
     """The validation text of a saved configuration, tokenized; code that it names is not run.
 
     Raises:
@@ -233,7 +296,14 @@ def prepare_held_out(config: DataConfig, tokenizer: Tokenizer, progress: Progres
         held_out = open_foreign(config.valid_path or paths[0], tokenizer, progress)
         return held_out if config.valid_path else held_out.split()[1]
     source = _open_validation(config, False, progress) or open_sources(config)[1]
-    return prepare_corpus(source, tokenizer, progress, config.workers)
+    return _labelled(prepare_corpus(source, tokenizer, progress, config.workers), source, classes)
+
+
+def _labelled(corpus: Corpus, source: Source, classes: tuple[str, ...]) -> Corpus:
+    """The corpus made of a source, with the classes of its documents where they have any."""
+    if source.reading.label_column:
+        corpus.labels = read_labels(source, classes)
+    return corpus
 
 
 def open_sources(
@@ -271,12 +341,12 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size <= vocab_size:
         return
     remedy = f"more than vocab_size={vocab_size}; pass --model.vocab-size {tokenizer.vocab_size}"
-    if isinstance(tokenizer, CharacterTokenizer):
-        raise ValueError(
-            f"the text has {len(tokenizer.characters)} different characters and one document mark, {remedy}"
-        )
-    if isinstance(tokenizer, ByteTokenizer):
-        raise ValueError(f"the bytes tokenizer has 256 bytes and one document mark, {remedy}")
+    if isinstance(tokenizer, ByteTokenizer | CharacterTokenizer):
+        others = len(tokenizer.roles)
+        marks = "one document mark" + (f" and {others} more special tokens" if others else "")
+        if isinstance(tokenizer, CharacterTokenizer):
+            raise ValueError(f"the text has {len(tokenizer.characters)} different characters and {marks}, {remedy}")
+        raise ValueError(f"the bytes tokenizer has 256 bytes and {marks}, {remedy}")
     raise ValueError(f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size} ids, {remedy}")
 
 
@@ -301,11 +371,11 @@ def _open_ready(
     check_vocabulary(tokenizer, vocab_size)
     opened = [open_foreign(path, tokenizer, progress) for path in paths]
     if config.valid_path:
-        return Dataset(tokenizer, portions, tuple(opened[:-1]), opened[-1])
+        return Dataset(config, tokenizer, portions, tuple(opened[:-1]), opened[-1])
     if len(opened) > 1:
         raise ValueError("a mixture of ready shards needs --data.valid-path, a .bin of its own")
     train, valid = opened[0].split()
-    return Dataset(tokenizer, portions, (train,), valid)
+    return Dataset(config, tokenizer, portions, (train,), valid)
 
 
 def _make_tokenizer(
@@ -316,10 +386,10 @@ def _make_tokenizer(
 
     match config.tokenizer:
         case "bytes":
-            return ByteTokenizer()
+            return ByteTokenizer(roles)
         case "characters":
             # Of all the text, so that a rare letter in the held-out part can be scored.
-            return CharacterTokenizer.of(texts((*train, valid)))
+            return CharacterTokenizer.of(texts((*train, valid)), roles)
         case "sentencepiece":
             digests = [source.digest for source in train]
             folder = cache_folder("tokenizers") / digest_of("sentencepiece bpe 2", digests, vocab_size, seed, roles)

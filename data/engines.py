@@ -13,7 +13,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from data.plan import Plan
-from data.prepare import Progress, Tally, prepare_with
+from data.prepare import Tally, prepare_with
+from data.progress import Progress
 from data.shard_writer import write_shard
 from data.shards import PreparedCorpus
 from data.sources import Source

@@ -11,7 +11,7 @@ are read as start tokens, since those are what documents begin with here.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +21,9 @@ import numpy as np
 from data.cache import cache_folder, cache_path, digest_of, written_atomically
 from data.files import file_digest
 from data.foreign_files import ForeignFile, find_foreign
+from data.progress import Progress
 from data.shards import Corpus, Shard, column
 from data.tokenizers.base import Tokenizer
-
-Progress = Callable[[int, int], None]
-"""Called with the tokens that have been searched and those in all."""
 
 _FORMAT = "jumok foreign documents 1"
 _CHUNK = 1 << 22  # tokens that are searched together
@@ -142,7 +140,7 @@ def open_foreign(path: str, tokenizer: Tokenizer, progress: Progress | None = No
     Args:
         path: local: a file, a folder, a glob, or the name that an .idx and a .bin share.
         tokenizer: whose ids the tokens are.
-        progress: called now and then while documents are searched.
+        progress: called now and then, while documents are searched, with the tokens searched and those in all.
 
     Raises:
         ValueError: files that are no such shards, or not whole ones, or ids that the tokenizer has not.

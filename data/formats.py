@@ -20,6 +20,7 @@ import csv
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from typing import IO, Any
 
 from data.cache import file_fact
 from data.files import CHUNK_BYTES, chunks, content_bytes, content_name, is_compressed, opened, stored_bytes
-from data.reading import Block, Part, Reading, blocks_of
+from data.reading import Block, Document, Part, Reading, blocks_of
 
 READABLE = ".txt, .md, .jsonl, .json, .csv and .tsv, each also with .gz or .zst, and .parquet"
 
@@ -43,27 +44,35 @@ _LONGEST_FIELD = 1 << 26  # characters of a .csv: what follows a quote that is n
 _TORN = 16  # characters: an error nearer to the end of what was read may be a word that is torn there
 
 
-class Format:
+class Format(ABC):
     """How files of a kind are read, and where they may be cut. `has_columns`: whether the columns' names matter."""
 
     has_columns = True
     _divisible = False  # whether a place in the middle is found without reading all that lies before it
 
+    @abstractmethod
     def blocks(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[Block]:
         """The documents of a part; `read` counts from the beginning of the file as it is stored."""
-        raise NotImplementedError
 
+    @abstractmethod
+    def labels(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[tuple[str, str]]:
+        """The label of each document that has text, and its place, as a sentence about it begins.
+
+        Raises:
+            ValueError: the documents have none.
+        """
+
+    @abstractmethod
     def length(self, part: Part) -> int:
         """The units of the part's whole file; remembered where they have to be counted."""
-        raise NotImplementedError
 
     def stored(self, part: Part) -> int:
         """The stored bytes of the part's whole file."""
         return stored_bytes(part.path)
 
+    @abstractmethod
     def last_tenth(self, part: Part) -> int | None:
         """The place where about a last tenth of the whole file begins; None where it is too small for one."""
-        raise NotImplementedError
 
     def is_divisible(self, part: Part) -> bool:
         """Whether the part's pieces can be read apart, without each reading all that lies before it."""
@@ -82,7 +91,8 @@ class Format:
         return places
 
     def _place_from(self, part: Part, target: int) -> int | None:
-        raise NotImplementedError
+        """The first place at or after the target where a divisible part may be cut; None where there is none."""
+        return None
 
 
 class _Text(Format):
@@ -99,6 +109,11 @@ class _Text(Format):
                 refuse(str(error))
                 return
         yield from blocks_of(self._decoded(part))
+
+    def labels(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[tuple[str, str]]:
+        raise ValueError(
+            f"{part.path} is one document of text, and has no labels; give .csv, .tsv, .jsonl, .json or .parquet"
+        )
 
     def length(self, part: Part) -> int:
         return content_bytes(part.path)
@@ -164,15 +179,15 @@ class _Records(Format):
     """Records of which each is a document, or a prompt and its response."""
 
     def blocks(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[Block]:
-        for number, record, read in self._records(part, reading):
-            try:
-                given, learned = reading.texts(self._columns(record))
-            except ValueError as error:
-                refuse(f"{self._place(part, number)} {error}")
-                continue
-            if given:
-                yield from blocks_of([(given, read)], given=True)
-            yield from blocks_of([(learned, read)])
+        for _, document, read in self._documents(part, reading, refuse):
+            if document.given:
+                yield from blocks_of([(document.given, read)], given=True)
+            yield from blocks_of([(document.learned, read)])
+
+    def labels(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[tuple[str, str]]:
+        for number, document, _ in self._documents(part, reading, refuse):
+            if document.learned:
+                yield document.label, self._place(part, number)
 
     def length(self, part: Part) -> int:
         return file_fact(part.path, "records", lambda: sum(1 for _ in self._records(Part(part.path), None)))
@@ -181,13 +196,25 @@ class _Records(Format):
         records = self.length(part)
         return records - max(1, records // 10) if records > 1 else None
 
+    def _documents(self, part: Part, reading: Reading, refuse: Refuse) -> Iterator[tuple[int, Document, int]]:
+        """The documents of a part, each with its number, for `_place`, and the stored bytes read."""
+        for number, record, read in self._records(part, reading):
+            try:
+                document = reading.document(self._columns(record))
+            except ValueError as error:
+                if not part.held_out:  # the part that holds the others says so
+                    refuse(f"{self._place(part, number)} {error}")
+                continue
+            if part.held_out is None or part.held_out == document.is_held_out:
+                yield number, document, read
+
+    @abstractmethod
     def _records(self, part: Part, reading: Reading | None) -> Iterator[tuple[int, Any, int]]:
         """Each record of the part with its number, for `_place`, and the stored bytes read.
 
         Raises:
             ValueError: the file is damaged, or has not the columns that are read; None for `reading` needs none.
         """
-        raise NotImplementedError
 
     def _columns(self, record: Any) -> Any:
         """What a record holds. Raises ValueError with the rest of a sentence that begins with its place."""
@@ -232,7 +259,7 @@ class _JsonLines(_Records):
 
     def _columns(self, record: bytes) -> Any:
         try:
-            return json.loads(record.decode("utf-8", "surrogateescape"))  # Reading.texts finds what was no UTF-8
+            return json.loads(record.decode("utf-8", "surrogateescape"))  # Reading.document finds what was no UTF-8
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is not JSON ({_why(error)}); a .jsonl file holds one JSON object a line") from error
 
@@ -316,7 +343,7 @@ class _Window:
     def __init__(self, content: IO[bytes]):
         self.place = 0
         self._content, self._text, self._ended = content, "", False
-        # Reading.texts finds what was no UTF-8.
+        # Reading.document finds what was no UTF-8.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._values = json.JSONDecoder()
 
@@ -404,7 +431,7 @@ def _why_not_csv(error: csv.Error) -> str:
 
 
 def _line(path: str, number: int, line: bytes) -> str:
-    """A line of a file of lines, which may hold no zero byte; Reading.texts finds what else is no UTF-8."""
+    """A line of a file of lines, which may hold no zero byte; Reading.document finds what else is no UTF-8."""
     if b"\0" in line:
         raise ValueError(f"{path}:{number} holds a zero byte; give UTF-8 text")
     return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8", "surrogateescape")

@@ -22,13 +22,11 @@ import numpy as np
 
 from data.cache import cache_path, digest_of, sync, written_atomically
 from data.plan import Plan, locked, make_plan
+from data.progress import Progress
 from data.shard_writer import REFUSALS_KEPT, write_shard
 from data.shards import DOCUMENT_COLUMNS, FORMAT, PreparedCorpus
 from data.sources import Source
 from data.tokenizers.base import Tokenizer
-
-Progress = Callable[[int, int], None]
-"""Called with the stored bytes done and the stored bytes in all."""
 
 _POLL_SECONDS = 0.5
 _ROWS = 1 << 16  # documents that are put together at once
@@ -69,7 +67,7 @@ def prepare_corpus(
     Args:
         source: whose documents.
         tokenizer: of which tokens.
-        progress: called now and then where there is something to do.
+        progress: called now and then, where there is something to do, with the stored bytes done and those in all.
         workers: how many processes at most; by default one for each core that this process may use.
 
     Raises:

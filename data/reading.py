@@ -1,6 +1,8 @@
 """What is read: parts of files, how documents are taken from them, and the blocks of text that come out."""
 
+import hashlib
 import json
+import math
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from data.text import cut
 
 BLOCK = 1 << 22  # characters
+_HELD_OUT = 26  # of 256
 
 
 class Block(NamedTuple):
@@ -39,6 +42,8 @@ class Part:
         stop: the unit after the last one; None for the file's end.
         paired: of the file with the targets: line i of `path` is given, and line i of `paired` learned.
         continues: it goes on with the document of the piece before, for `Source.divide` has cut a long text.
+        held_out: of its records, only those are read that are held out (`Document.is_held_out`), or only the others;
+            None for all of them.
     """
 
     path: str
@@ -46,6 +51,20 @@ class Part:
     stop: int | None = None
     paired: str | None = None
     continues: bool = False
+    held_out: bool | None = None
+
+
+class Document(NamedTuple):
+    """A record as a document: the text that is given, the text that is learned, and its class where that is read."""
+
+    given: str
+    learned: str
+    label: str
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it is of the tenth that is held out by its text alone, so that equal texts are on one side."""
+        return hashlib.sha256(self.learned.encode()).digest()[0] < _HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ class Reading:
         response: the template of the text that is learned; with it, records are filled into the templates.
         suffixes: files whose names end so are one document of text each; of a folder, then, only they are read.
         bad: documents that can't be read are refused ("stop"), or left out ("skip") and reported.
+        label_column: the column of a record that holds its class, for classification.
     """
 
     text_column: str = "text"
@@ -65,6 +85,7 @@ class Reading:
     response: str = ""
     suffixes: tuple[str, ...] = ()
     bad: Literal["stop", "skip"] = "stop"
+    label_column: str = ""
 
     def validate(self) -> None:
         """Refuses what can't be.
@@ -81,6 +102,16 @@ class Reading:
         if self.response and not any(column for _, column in _parsed(self.response)):
             raise ValueError(f"the response {self.response!r} names no column in braces, such as {{output}}")
         _parsed(self.prompt)
+        if self.label_column and self.response:
+            raise ValueError(
+                f"the label column {self.label_column!r} is for text with a class, and the response {self.response!r} "
+                f"makes pairs; give one of them"
+            )
+        if self.label_column == self.text_column:
+            raise ValueError(
+                f"the column {self.label_column!r} can't be both the text and its label; pass --data.text-column NAME "
+                f"or --data.label-column NAME"
+            )
         for suffix in self.suffixes:
             if not suffix.startswith(".") or len(suffix) < 2:
                 raise ValueError(f"the suffix {suffix!r} must be a dot and letters, such as .py")
@@ -91,12 +122,12 @@ class Reading:
     def columns(self) -> tuple[str, ...]:
         """The columns that a record must have."""
         if not self.response:
-            return (self.text_column,)
+            return (self.text_column, self.label_column) if self.label_column else (self.text_column,)
         fields = [*_parsed(self.prompt), *_parsed(self.response)]
         return tuple(dict.fromkeys(column for _, column in fields if column is not None))
 
-    def texts(self, record: Any) -> tuple[str, str]:
-        """The text of a record that is given, and the text that is learned.
+    def document(self, record: Any) -> Document:
+        """What is read of a record.
 
         Raises:
             ValueError: what is wrong with the record, as the rest of a sentence that begins with its place.
@@ -109,14 +140,31 @@ class Reading:
             text = record[self.text_column]
             if not isinstance(text, str):
                 raise ValueError(f"holds {_kind(text)} in the column {self.text_column!r}, not text")
-            return "", _proper(text, self.text_column)
-        return self._filled(self._prompt_fields, record), self._filled(self._response_fields, record)
+            return Document("", _proper(text, self.text_column), self._label(record))
+        return Document(self._filled(self._prompt_fields, record), self._filled(self._response_fields, record), "")
 
     def no_column(self, column: str, present: list[str]) -> str:
         """The rest of a sentence: a column is missing, and which ones are there."""
         found = ", ".join(map(repr, present[:10])) + (f" and {len(present) - 10} more" if len(present) > 10 else "")
-        remedy = "name others in --data.prompt and --data.response" if self.response else "pass --data.text-column NAME"
+        remedy = f"pass --data.{'label' if column == self.label_column else 'text'}-column NAME"
+        if self.response:
+            remedy = "name others in --data.prompt and --data.response"
         return f"has no column {column!r}; the columns there are {found or 'none'}; {remedy}"
+
+    def _label(self, record: dict[str, Any]) -> str:
+        """The class of a record; a whole number is the same however it is stored."""
+        if not self.label_column:
+            return ""
+        value = record[self.label_column]
+        if isinstance(value, float) and math.isfinite(value):  # what a column of numbers with gaps is stored as
+            value = int(value) if value.is_integer() else value
+        elif isinstance(value, float):
+            value = None
+        if label := _written(value, self.label_column).strip():
+            return label
+        raise ValueError(
+            f"has no label in the column {self.label_column!r}; give it one, or leave it out with --data.bad skip"
+        )
 
     @cached_property
     def _prompt_fields(self) -> list[tuple[str, str | None]]:

@@ -59,6 +59,7 @@ class Corpus:
         num_tokens, num_documents, num_bytes, num_words: their number in all.
         num_scored: how many tokens are learned, end tokens not counted.
         longest: the tokens of the longest document.
+        labels: the number of each document's class, int32 [n], where texts are labelled.
         empty, refused: how many documents were left out because they had no text, or could not be read.
         refusals: the first few sentences that say why they could not.
     """
@@ -70,6 +71,7 @@ class Corpus:
     num_words: int
     num_scored: int
     longest: int
+    labels: np.ndarray | None = None
     empty: int = 0
     refused: int = 0
     refusals: Sequence[str] = ()

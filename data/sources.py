@@ -6,7 +6,7 @@ divided into pieces that any number of processes read apart.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import takewhile, zip_longest
@@ -16,10 +16,11 @@ from typing import Any
 from etils import epath
 
 from data.cache import digest_of
-from data.copies import Progress, copy_code, copy_hub
+from data.copies import copy_code, copy_hub
 from data.embedded import embedded_corpus
 from data.files import content_name, file_digest, found
-from data.formats import READABLE, Format, find_format, is_named, lines
+from data.formats import READABLE, Format, Refuse, find_format, is_named, lines
+from data.progress import Progress
 from data.reading import PLAIN, Block, Part, Reading
 
 EMBEDDED = "embedded"
@@ -46,7 +47,7 @@ class Source:
     def digest(self) -> str:
         """Of the files' order, contents, ranges, and names below their common folder; and of how they are read."""
         columns = any(self.format(part).has_columns for part in self.parts)
-        fields = (self.reading.prompt, self.reading.response) if self.reading.response else (self.reading.text_column,)
+        fields = (self.reading.prompt, self.reading.response) if self.reading.response else self.reading.columns
         return digest_of(
             self.reading.bad,
             fields if columns else (),
@@ -54,7 +55,7 @@ class Source:
                 (
                     name,
                     [file_digest(path) for path in (part.path, part.paired) if path is not None],
-                    (part.start, part.stop, part.continues),
+                    (part.start, part.stop, part.continues, *(() if part.held_out is None else (part.held_out,))),
                     self.format(part).has_columns,
                 )
                 for name, part in zip(_names(self.parts), self.parts, strict=True)
@@ -66,7 +67,7 @@ class Source:
         """The sizes of the files as they are stored, as `Block.read` counts; of a range, its share of them."""
         return sum(stop - start for start, stop in map(self._stored_range, self.parts))
 
-    def blocks(self, refuse: Callable[[str], None] | None = None) -> Iterator[Block]:
+    def blocks(self, refuse: Refuse | None = None) -> Iterator[Block]:
         """The documents in blocks.
 
         Args:
@@ -75,24 +76,29 @@ class Source:
         Raises:
             ValueError: what is wrong with a file, with its place.
         """
-
-        def leave_out(sentence: str) -> None:
-            if self.reading.bad == "stop":
-                raise ValueError(sentence)
-            if refuse:
-                refuse(sentence)
-
+        refuse = self._refuse(refuse)
         done = 0
         for part, following in zip_longest(self.parts, self.parts[1:]):
             start, stop = self._stored_range(part)
             goes_on = following is not None and following.continues
-            for text, last, read, given in self.format(part).blocks(part, self.reading, leave_out):
+            for text, last, read, given in self.format(part).blocks(part, self.reading, refuse):
                 yield Block(text, last and not goes_on, done + min(max(read, start), stop) - start, given)
             done += stop - start
 
     def texts(self) -> Iterator[str]:
         """The blocks' text alone."""
         return (block.text for block in self.blocks())
+
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """The label of each document that has text, in their order, and its place, as a sentence about it begins.
+
+        Raises:
+            ValueError: the documents have no labels; or what is wrong with a file, with its place.
+        """
+        if not self.reading.label_column:
+            raise ValueError(f"the column of {self}'s labels has no name; pass --data.label-column NAME")
+        refuse = self._refuse(None)
+        return (pair for part in self.parts for pair in self.format(part).labels(part, self.reading, refuse))
 
     def divide(self, size: int, cuts: bool) -> list["Source"]:
         """Pieces of about `size` stored bytes, at least one: their blocks, in turn, are those of the whole.
@@ -147,6 +153,17 @@ class Source:
         if format is None:
             raise ValueError(f"{part.path} has a suffix that is not read; {_readable(self.reading)}")
         return format
+
+    def _refuse(self, told: Refuse | None) -> Refuse:
+        """What becomes of a document that can't be read: `told` is told where it is left out."""
+
+        def refuse(sentence: str) -> None:
+            if self.reading.bad == "stop":
+                raise ValueError(sentence)
+            if told:
+                told(sentence)
+
+        return refuse
 
     def _stored_range(self, part: Part) -> tuple[int, int]:
         """The share of its file that a part takes, in stored bytes: all of it, or by the units of its range."""
@@ -238,13 +255,22 @@ def open_pairs(source_path: str, target_path: str, reading: Reading = PLAIN) -> 
 def split_source(source: Source) -> tuple[Source, Source]:
     """Holds out about a tenth for validation, always the same: some of several files, or the end of a single one.
 
-    Where whole files would be far from a tenth, as of a few large ones, it is the end of each file.
+    Where whole files would be far from a tenth, as of a few large ones, it is the end of each file. Of labelled text it
+    is those documents that a digest of their text chooses, since files are often sorted by class, and equal texts, of
+    which such data hold many, must not be both learned and held out.
 
     Raises:
         ValueError: too little to hold anything out.
     """
     only, *others = source.parts
-    if others:
+    if source.reading.label_column:
+        train, valid = (tuple(replace(part, held_out=held) for part in source.parts) for held in (False, True))
+        if next(replace(source, parts=valid).labels(), None) is None:
+            raise ValueError(
+                f"{source} holds too few documents to hold out a tenth of them for validation; give more, "
+                f"or pass --data.valid-path FILE"
+            )
+    elif others:
         train, valid = _split_files(source)
     else:
         place = source.format(only).last_tenth(only)
@@ -326,8 +352,9 @@ def _part_from(value: Any) -> Part:
             "stop": int() | None as stop,
             "paired": str() | None as paired,
             "continues": bool(continues),
-        } if len(value) == 5 and 0 <= start <= (start if stop is None else stop):
-            return Part(path, start, stop, paired, continues)
+            "held_out": bool() | None as held_out,
+        } if len(value) == 6 and 0 <= start <= (start if stop is None else stop):
+            return Part(path, start, stop, paired, continues, held_out)
     raise _no_source(value)
 
 
@@ -339,8 +366,9 @@ def _reading_from(value: Any) -> Reading:
             "response": str(response),
             "suffixes": [*suffixes],
             "bad": "stop" | "skip" as bad,
-        } if len(value) == 5 and all(isinstance(suffix, str) for suffix in suffixes):
-            return Reading(text_column, prompt, response, tuple(suffixes), bad)
+            "label_column": str(label_column),
+        } if len(value) == 6 and all(isinstance(suffix, str) for suffix in suffixes):
+            return Reading(text_column, prompt, response, tuple(suffixes), bad, label_column)
     raise _no_source(value)
 
 

@@ -7,8 +7,8 @@ from train.command import TRAIN, Command, dispatch
 
 COMMANDS: dict[str, Command] = {
     **TRAIN,
-    "evaluate": Command("train.evaluate:main", "score text with a run: perplexity, with a receipt"),
-    "generate": Command("train.generate:main", "continue prompts with a run"),
+    "evaluate": Command("train.evaluate:main", "score held-out data with a run, with a receipt"),
+    "generate": Command("train.generate:main", "continue, translate or fill in text with a run"),
     "export": Command("train.exchange:export_main", "write a run as a Hugging Face folder, verified"),
     "import": Command("train.exchange:import_main", "read a Hugging Face folder as a run, verified"),
     "data prepare": Command("launch.data_command:prepare", "tokenize a recipe's text into the cache, before it trains"),

@@ -7,7 +7,7 @@ import tyro
 from etils import epath
 
 from data.cache import cache_folder
-from data.dataset import prepare_dataset
+from data.dataset import Dataset
 from data.engines import prepare_with_ray
 from data.mixture import HELD_OUT
 from data.reading import Reading
@@ -15,11 +15,11 @@ from data.shards import Corpus
 from data.sources import EMBEDDED, open_source
 from data.tokenizers.load import load_tokenizer
 from data.tokenizers.plain import ByteTokenizer
+from data.tokenizers.roles import ROLES
 from data.tokenizers.sentence_piece import train_sentencepiece
 from train.config import RunConfig, validate
 from train.console import Console
-from train.load import tokenizer_of
-from train.objectives.table import make_objective
+from train.load import open_dataset, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,15 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     """The `data prepare` command: makes the tokenizer and tokenizes, once for all runs that read the same text."""
     validate(config)
     make = prepare_with_ray if config.engine == "ray" else None
-    tokenizer = tokenizer_of(config)
-    vocab_size = max(
-        config.model.vocab_size, tokenizer.vocab_size if tokenizer else 0
-    )  # the model is that of its weights
     with console.progress("tokenizing") as progress:
-        roles = make_objective(config.objective).roles
-        dataset = prepare_dataset(config.data, vocab_size, config.seed, tokenizer, progress, make, roles)
+        dataset = open_dataset(config, tokenizer_of(config), progress, make)
+    if not isinstance(dataset, Dataset):
+        raise ValueError("images are read as they are, and there is nothing to prepare; train the recipe")
     texts = {portion.name: corpus for portion, corpus in zip(dataset.portions, dataset.corpora, strict=True)}
     texts[HELD_OUT] = dataset.valid
     counts = {name: _counts(corpus) for name, corpus in texts.items()}
-    shown = [
-        (
-            name,
-            *(
-                f"{value:.3f}" if isinstance(value, float) else "" if value is None else value
-                for value in count.values()
-            ),
-        )
-        for name, count in counts.items()
-    ]
-    console.table("", ("text", *(name.replace("_", " ") for name in _counts(dataset.valid))), shown)
+    headers = ("text", *(name.replace("_", " ") for name in counts[HELD_OUT]))
+    console.table("", headers, [(name, *map(_cell, count.values())) for name, count in counts.items()])
     for sentence in (sentence for corpus in texts.values() for sentence in corpus.refusals):
         console.say(f"left out: {sentence}")
     tokenizer = dataset.tokenizer
@@ -74,6 +62,11 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
         "loss": tokenizer.loss,
         "texts": [{"name": name, **count} for name, count in counts.items()],
     }
+
+
+def _cell(value: float | None) -> str | int:
+    """A count as a table shows it; nothing where it is not known."""
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else value
 
 
 def _counts(corpus: Corpus) -> dict[str, int | float | None]:
@@ -148,7 +141,8 @@ def show_tokenizer(arguments: ShowTokenizer, console: Console) -> dict[str, Any]
     pieces = [_shown(tokenizer.token_bytes(token)) for token in tokens]
     console.table("", ("id", "token"), list(zip(tokens, pieces, strict=True)))
     console.say(f"{len(arguments.text.encode()):,} bytes, {len(tokens):,} tokens ({tokenizer.kind})")
-    console.say(", ".join(f"{role} {token}" for role, token in tokenizer.specials.items()) or "no special tokens")
+    specials = [f"{role} {token}" for role, token in tokenizer.specials.items() if role in ROLES]
+    console.say(", ".join(specials) or "no special tokens")
     console.say(tokenizer.loss or "any text comes back from its tokens as it was")
     return {
         "tokens": tokens,

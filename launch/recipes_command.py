@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.cost import count_parameters
-from model.presets import FAMILIES, family_of
+from model.presets import family_name
+from model.structures import kept_config
 from train.config import RunConfig
 from train.console import Console
 from train.objectives.table import name_of
@@ -28,11 +29,11 @@ def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
 
 
 def _describe(name: str, config: RunConfig) -> dict[str, Any]:
-    family = family_of(config.model)
+    model = kept_config(config.model)
     return {
         "name": name,
-        "family": next(key for key, known in FAMILIES.items() if known is family),
+        "family": family_name(model),
         "objective": name_of(type(config.objective)),
-        "parameters": count_parameters(config.model),
+        "parameters": count_parameters(model),
         "needs": needs(config),
     }

@@ -9,12 +9,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from data.dataset import prepare_dataset
+from data.dataset import Dataset
 from data.loader import Batch
 from data.tokenizers.base import Tokenizer
 from train.config import RunConfig, validate
 from train.console import Console
-from train.load import tokenizer_of
+from train.load import open_dataset, preparation_of, tokenizer_of, with_classes
 from train.objectives.table import make_objective
 
 # In the middle between black and white, so that they can be read on both: blue, orange, green, magenta, teal, violet.
@@ -42,16 +42,18 @@ def main(config: Show, console: Console) -> list[dict[str, Any]]:
     for name, least in (("at", 0), ("rows", 1)):
         if getattr(config, name) < least:
             raise ValueError(f"{name}={getattr(config, name)} must be at least {least}; pass --{name} {least}")
+    config = with_classes(config)
     validate(config)
     objective = make_objective(config.objective)
-    tokenizer = tokenizer_of(config)
-    vocab_size = max(
-        config.model.vocab_size, tokenizer.vocab_size if tokenizer else 0
-    )  # the model is that of its weights
     with console.progress("reading the text") as progress:
-        dataset = prepare_dataset(config.data, vocab_size, config.seed, tokenizer, progress, roles=objective.roles)
-    loader = dataset.loader(config.data, config.seed, objective.preparation(dataset.tokenizer))
-    batch = _whole(loader.rows_for(config.at, range(config.rows)))
+        dataset = open_dataset(config, tokenizer_of(config), progress)
+    if not isinstance(dataset, Dataset):
+        raise ValueError("these data are images, which `jumok data show` does not show; look at the files")
+    loader = dataset.loader(config.seed, objective.rows, preparation_of(objective, dataset))
+    batch = loader.rows_for(config.at, range(config.rows))
+    is_shifted = "targets" in batch and "places" not in batch
+    batch = batch if is_shifted else _whole(batch)
+    classes = getattr(config.model, "classes", ())
     located = loader.locate(config.at + np.arange(config.rows))
 
     given = "underlined text is" if console.is_styled else "[[this]] is"
@@ -62,13 +64,15 @@ def main(config: Show, console: Console) -> list[dict[str, Any]]:
         segments = list(_segments({name: values[place] for name, values in batch.items()}))
         padding = int(np.count_nonzero(batch["segments"][place] == 0))
         learned = int(batch["scored"][place].sum())
+        label = f", class: {classes[batch['labels'][place]]}" if objective.rows == "labelled" else ""
         of_source = f"{loader.names[source]}, " if len(loader.sources) > 1 else ""
         console.say(
             f"\nnumber {config.at + place:,}: {of_source}epoch {epoch}, row {row:,} of "
             f"{len(loader.sources[source]):,}; segments: {len(segments):,}, learned tokens: {learned:,}, "
-            f"padding: {padding:,} of {config.data.max_length:,} places"
+            f"padding: {padding:,} of {batch['tokens'].shape[1]:,} places{label}"
         )
-        console.show(_rendered(segments, dataset.tokenizer, console.is_styled))
+        said = [pieces(segment, is_shifted) for segment in segments]
+        console.show(_rendered(said, dataset.tokenizer, console.is_styled))
         shown.append(
             {
                 "number": config.at + place,
@@ -83,36 +87,44 @@ def main(config: Show, console: Console) -> list[dict[str, Any]]:
 
 
 def _whole(batch: Batch) -> Batch:
-    """A batch whose targets and scored have a place for each token; of masked rows, those of the others are its own."""
-    if "places" not in batch:
-        return batch
+    """A batch with a target for each place: what a mask hides, and elsewhere the place's own token, unscored."""
     targets, scored = batch["tokens"].copy(), np.zeros(batch["tokens"].shape, bool)
-    rows, chosen = np.nonzero(batch["scored"])
-    at = rows, batch["places"][rows, chosen]
-    targets[at], scored[at] = batch["targets"][rows, chosen], True
-    return {**batch, "targets": targets, "scored": scored} | {"masked": np.ones_like(scored)}
+    if "places" in batch:
+        rows, chosen = np.nonzero(batch["scored"])
+        at = rows, batch["places"][rows, chosen]
+        targets[at], scored[at] = batch["targets"][rows, chosen], True
+    return {**batch, "targets": targets, "scored": scored}
 
 
 def _segments(row: Batch) -> Iterator[Batch]:
+    """What a row has of each of its segments: tokens, targets, scored and, of a pair, source_tokens."""
     for number in range(1, int(row["segments"].max()) + 1):
         at = row["segments"] == number
-        yield {name: values[at] for name, values in row.items() if len(values) == len(at)}
+        segment = {name: row[name][at] for name in ("tokens", "targets", "scored")}
+        if "source_tokens" in row:
+            segment["source_tokens"] = row["source_tokens"][row["source_segments"] == number]
+        yield segment
 
 
 def _json(segment: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
-        "text": tokenizer.decode(segment["tokens"]),
+        "text": tokenizer.decode(segment.get("source_tokens", segment["tokens"])),
         "learned": tokenizer.decode(segment["targets"][segment["scored"]]),
         **{name: segment[name].tolist() for name in ("tokens", "targets", "scored")},
     }
 
 
-def pieces(segment: Batch) -> list[Piece]:
-    """What a segment says, in order: its targets, and before them those inputs that are the target of nothing."""
+def pieces(segment: Batch, is_shifted: bool = True) -> list[Piece]:
+    """What a segment says, in order: its targets, and before them those inputs that are the target of nothing.
+
+    Of a pair these are the source's tokens; where targets are not shifted, each place is its own.
+    """
+    targets = list(zip(segment["targets"].tolist(), segment["scored"].tolist(), strict=True))
+    if "source_tokens" in segment:
+        return _grouped([(token, False) for token in segment["source_tokens"].tolist()] + targets)
+    if not is_shifted:
+        return _grouped(targets)
     said: list[tuple[int, bool]] = []
-    if "masked" in segment:  # each place is its own target
-        said = list(zip(segment["targets"].tolist(), segment["scored"].tolist(), strict=True))
-        return _grouped(said)
     before = -1
     for token, target, scored in zip(
         *(segment[name].tolist() for name in ("tokens", "targets", "scored")), strict=True
@@ -158,15 +170,15 @@ def _visible(text: bytes) -> str:
     )
 
 
-def _rendered(segments: list[Batch], tokenizer: Tokenizer, styled: bool) -> Table:
-    """The segments of a row, each beside its number."""
+def _rendered(segments: list[list[Piece]], tokenizer: Tokenizer, styled: bool) -> Table:
+    """What the segments of a row say, each beside its number."""
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right")
     table.add_column(overflow="fold")
     for number, segment in enumerate(segments, 1):
         colour = COLOURS[(number - 1) % len(COLOURS)]
         text = Text()
-        for piece in pieces(segment):
+        for piece in segment:
             said = readable(piece, tokenizer)
             if not styled:
                 text.append(said if piece.learned else f"[[{said}]]")

@@ -1,12 +1,28 @@
-"""What a model costs, from its configuration alone."""
+"""What a model costs, from its configuration alone. Each structure counts in its own file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from model import encoder
+from model import (
+    decoder,
+    distillation,
+    encoder,
+    encoder_decoder,
+    generator_discriminator,
+    image_decoder,
+    recurrent,
+    vision,
+)
 from model.decoder import DecoderConfig
+from model.distillation import DistillationConfig
 from model.encoder import EncoderConfig
-from model.stack import layer_matrices, layer_parameters, norm_parameters
+from model.encoder_decoder import EncoderDecoderConfig
+from model.generator_discriminator import GeneratorDiscriminatorConfig
+from model.image_decoder import ImageDecoderConfig
+from model.recurrent import RecurrentConfig
+from model.vision import VisionConfig
+
+Row = Mapping[str, Any]
 
 
 def count_parameters(config: Any) -> int:
@@ -14,8 +30,21 @@ def count_parameters(config: Any) -> int:
     return _PARAMETERS[type(config)](config)
 
 
+def train_flops_per_row(config: Any, row: Row) -> int:
+    """Operations of the matrix products of one row, forward and backward, none recomputed: 6 a weight and token.
+
+    Attention counts as computed: causal for half of the square, any other whole. `row` has the arrays of one row of a
+    batch by name, without the batch axis, and only their shapes are read: those of its tokens and, where tokens are
+    predicted, its targets, each of which costs a projection onto the vocabulary.
+    """
+    return _ROWS[type(config)](config, row)
+
+
 def train_flops_per_token(
-    config: Any, length: int, convention: Literal["computed", "palm"] = "computed", predicted: float = 1.0
+    config: DecoderConfig | EncoderConfig,
+    length: int,
+    convention: Literal["computed", "palm"] = "computed",
+    predicted: float = 1.0,
 ) -> int:
     """Operations of the matrix products, forward and backward, for each token in rows of `length`, none recomputed.
 
@@ -29,26 +58,43 @@ def train_flops_per_token(
     square = 6 * config.num_layers * config.num_heads * (config.head_size + config.value_head_size) * length
     if convention == "palm":
         return 6 * count_parameters(config) + square
-    attention = square // 2 if isinstance(config, DecoderConfig) else square
-    return 6 * _MULTIPLIED[type(config)](config, predicted) + attention
+    if isinstance(config, DecoderConfig):
+        return 6 * decoder.matrix_parameters(config, predicted) + square // 2
+    return 6 * encoder.matrix_parameters(config, predicted) + square
 
 
-def _decoder_parameters(config: DecoderConfig) -> int:
-    D = config.model_dim
-    positions = config.max_length * D if config.positions == "learned" else 0
-    tables = config.vocab_size * D * (1 if config.tie_embeddings else 2)
-    return tables + positions + config.num_layers * layer_parameters(config) + norm_parameters(config, D)
+def _of_text(config: DecoderConfig | EncoderConfig, row: Row) -> int:
+    length = row["tokens"].shape[0]
+    predicted = row["targets"].shape[0] / length if "targets" in row else 0.0
+    return train_flops_per_token(config, length, predicted=predicted) * length
 
 
-def _decoder_multiplied(config: DecoderConfig, predicted: float) -> int:
-    return round(predicted * config.vocab_size * config.model_dim) + config.num_layers * layer_matrices(config)
+def _of_pairs(count: Callable[[Any, int, int], int]) -> Callable[[Any, Row], int]:
+    return lambda config, row: count(config, row["source_tokens"].shape[0], row["tokens"].shape[0])
+
+
+def _of_distillation(config: DistillationConfig, row: Row) -> int:
+    """The teacher's third is its forward pass: it learns nothing."""
+    return _of_text(config.student, row) + _of_text(config.teacher, row) // 3
 
 
 _PARAMETERS: dict[type, Callable[[Any], int]] = {
-    DecoderConfig: _decoder_parameters,
+    DecoderConfig: decoder.count_parameters,
     EncoderConfig: encoder.count_parameters,
+    EncoderDecoderConfig: encoder_decoder.count_parameters,
+    RecurrentConfig: recurrent.count_parameters,
+    VisionConfig: vision.count_parameters,
+    ImageDecoderConfig: image_decoder.count_parameters,
+    GeneratorDiscriminatorConfig: generator_discriminator.count_parameters,
+    DistillationConfig: distillation.count_parameters,
 }
-_MULTIPLIED: dict[type, Callable[[Any, float], int]] = {
-    DecoderConfig: _decoder_multiplied,
-    EncoderConfig: encoder.matrix_parameters,
+_ROWS: dict[type, Callable[[Any, Row], int]] = {
+    DecoderConfig: _of_text,
+    EncoderConfig: _of_text,
+    EncoderDecoderConfig: _of_pairs(encoder_decoder.train_flops_per_row),
+    RecurrentConfig: _of_pairs(recurrent.train_flops_per_row),
+    VisionConfig: lambda config, row: vision.train_flops_per_row(config),
+    ImageDecoderConfig: lambda config, row: image_decoder.train_flops_per_row(config, row["tokens"].shape[0]),
+    GeneratorDiscriminatorConfig: lambda config, row: sum(_of_text(part, row) for part in config.encoders.values()),
+    DistillationConfig: _of_distillation,
 }

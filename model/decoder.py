@@ -15,7 +15,7 @@ from model.mask import Mask
 from model.parameters import normal, param
 from model.positions import rope_tables
 from model.sharding import constrain
-from model.stack import Stack, layer_contexts
+from model.stack import Stack, layer_contexts, layer_matrices, layer_parameters, norm_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,8 @@ class DecoderConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no decoder can have."""
         super().validate()
-        for name in ("vocab_size", "max_length", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"model.{name}={getattr(self, name)} is not for decoders; take one of {choices}")
+        self._check_least(1, "vocab_size", "max_length", "vocab_multiple")
+        self._check_choices("decoders", _CHOICES)
 
 
 _CHOICES = {
@@ -145,3 +141,19 @@ class Decoder(nnx.Module):
             x_BLD, cache, _ = block(x_BLD, layer_context, cache=cache)
             new_caches.append(cache)
         return self.norm(x_BLD), tuple(new_caches)
+
+
+def count_parameters(config: DecoderConfig) -> int:
+    """Number of trainable parameters: tied tensors once, the padding of the vocabulary not at all."""
+    D = config.model_dim
+    positions = config.max_length * D if config.positions == "learned" else 0
+    tables = config.vocab_size * D * (1 if config.tie_embeddings else 2)
+    return tables + positions + config.num_layers * layer_parameters(config) + norm_parameters(config, D)
+
+
+def matrix_parameters(config: DecoderConfig, predicted: float = 1.0) -> int:
+    """Number of weights that a token is multiplied by on average, where a share `predicted` of the places predicts.
+
+    A table is counted where it is multiplied, not where it is only looked up.
+    """
+    return config.num_layers * layer_matrices(config) + round(predicted * config.vocab_size * config.model_dim)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from model.block import Context
-from model.config import StackConfig
+from model.config import StackConfig, check_classes
 from model.feed_forward import ACTIVATIONS
 from model.layers import Dense, Embedding, Norm, dropout, look_up, padded
 from model.mask import Mask
@@ -60,6 +60,7 @@ class EncoderConfig(StackConfig):
     position_offset: int = 0
     head: Head = "masked_lm"
     num_classes: int = 2  # of sequence_classification and token_classification
+    classes: tuple[str, ...] = ()  # their names, in order; empty: they have none
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     pooler_dropout: bool = False  # whether the pooler's input is dropped like the classifier's
     classifier_dropout: float | None = None  # of what is classified; None: dropout
@@ -95,7 +96,7 @@ class EncoderConfig(StackConfig):
         return self.model_dim if self.head == "replaced_token" else None
 
     @property
-    def classes(self) -> int | None:
+    def class_count(self) -> int | None:
         """Number of the classes that rows or tokens are told apart by; None where they are not."""
         if self.head in CLASSIFYING:
             return self.num_classes
@@ -109,21 +110,14 @@ class EncoderConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no encoder can have."""
         super().validate()
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"model.{name}={value} must be at least {least}")
+        self._check_least(1, "vocab_size", "max_length", "vocab_multiple", "embedding_dim", "num_classes")
+        self._check_least(0, "num_types", "position_offset")
         if self.classifier_dropout is not None and not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"model.classifier_dropout={self.classifier_dropout} must be at least 0 and less than 1")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"model.{name}={getattr(self, name)} is not for encoders; take one of {choices}")
+        check_classes(self.classes, self.num_classes)
+        self._check_choices("encoders", _CHOICES)
 
 
-_LEAST = {
-    **dict.fromkeys(("vocab_size", "max_length", "vocab_multiple", "embedding_dim", "num_classes"), 1),
-    **dict.fromkeys(("num_types", "position_offset"), 0),
-}
 _CHOICES = {
     "norm_position": ("before", "after"),
     "activation": ("relu", "gelu", "gelu_tanh"),
@@ -137,7 +131,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         self.config = config
-        D, E, C, head_dense = config.model_dim, config.embedding_size, config.classes, config.head_dense_size
+        D, E, C, head_dense = config.model_dim, config.embedding_size, config.class_count, config.head_dense_size
         spread, std = normal(config.embedding_std), normal(config.initial_std(D))
         size, multiple = config.vocab_size, config.vocab_multiple
         self.embedding = Embedding(size, multiple, E, config.embedding_std, kind="embedding", rngs=rngs)
@@ -267,7 +261,7 @@ class Encoder(nnx.Module):
         said = {}
         if self.config.predicts_tokens:
             said["logits"] = self.logits(hidden_BLD)
-        if self.config.classes is not None:
+        if self.config.class_count is not None:
             said["class_logits"] = self.class_logits(hidden_BLD)
         if not said:
             said["hidden"] = hidden_BLD
@@ -297,7 +291,7 @@ def count_parameters(config: EncoderConfig) -> int:
     total += (D + 1) * D if config.pools else 0
     total += (D + 1) * (config.head_dense_size or 0)
     total += norm_parameters(config, E) + config.vocab_size if config.predicts_tokens else 0
-    return total + (D + 1) * (config.classes or 0)
+    return total + (D + 1) * (config.class_count or 0)
 
 
 def matrix_parameters(config: EncoderConfig, predicted: float = 1.0) -> int:
@@ -313,4 +307,4 @@ def matrix_parameters(config: EncoderConfig, predicted: float = 1.0) -> int:
         total += round(predicted * (D * (config.head_dense_size or 0) + config.vocab_size * E))
     else:
         total += D * (config.head_dense_size or 0)
-    return total + (0 if config.pools else D * (config.classes or 0))
+    return total + (0 if config.pools else D * (config.class_count or 0))

@@ -42,6 +42,7 @@ class EncoderDecoderConfig(StackConfig):
     position_offset: int = 0  # rows of a table of learned positions that come before that of position 0
     logit_scale: float = 1.0  # what the projection onto the vocabulary is multiplied by
     logit_bias: bool = False  # and what each token's logit has added
+    decoder_start_id: int | None = None  # what a target begins with; None: the tokenizer's start token
     vocab_multiple: int = 128
 
     @property
@@ -61,20 +62,18 @@ class EncoderDecoderConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no encoder-decoder can have."""
         super().validate()
-        for name in ("vocab_size", "max_length", "decoder_layers", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                shown = "num_decoder_layers" if name == "decoder_layers" else name
-                raise ValueError(f"model.{shown}={getattr(self, name)} must be at least 1")
+        self._check_least(1, "vocab_size", "max_length", "num_decoder_layers", "vocab_multiple")
+        if self.decoder_start_id is not None and not 0 <= self.decoder_start_id < self.vocab_size:
+            raise ValueError(
+                f"model.decoder_start_id={self.decoder_start_id} must be one of the {self.vocab_size} tokens, which "
+                "are numbered from 0"
+            )
         if self.position_offset < 0 or (self.position_offset and self.positions != "learned"):
             raise ValueError(
                 f"model.position_offset={self.position_offset} must be at least 0, and 0 unless positions are learned "
                 f"(positions={self.positions})"
             )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"model.{name}={getattr(self, name)} is not for encoder-decoders; take one of {choices}"
-                )
+        self._check_choices("encoder-decoders", _CHOICES)
 
 
 _CHOICES = {

@@ -3,12 +3,34 @@
 import difflib
 from typing import Any, Protocol
 
-from model.families import albert, bert, distilbert, electra, gpt2, llama, megatron_bert, palm, roberta
+import numpy as np
+
+from model import recurrent
+from model.encoder_pair import EncoderPairConfig
+from model.families import (
+    albert,
+    bart,
+    bert,
+    distilbert,
+    electra,
+    gpt2,
+    llama,
+    mbart,
+    megatron_bert,
+    palm,
+    roberta,
+    t5,
+    transformer,
+    vit,
+)
 from model.families.weights import Tensor
 
 
 class Family(Protocol):
-    """What a file in model/families/ holds: presets, and the way of its models to and from Hugging Face folders."""
+    """What a file in model/families/ holds: presets, and the way of its models to and from Hugging Face folders.
+
+    Some have more, which `constants_of` and `renamed_in` give for any.
+    """
 
     ARCHITECTURES: tuple[str, ...]  # as in config.json's `architectures`
     MODEL_TYPE: str
@@ -48,22 +70,60 @@ FAMILIES: dict[str, Family] = {
     "albert": albert,
     "electra": electra,
     "megatron_bert": megatron_bert,
+    "transformer": transformer,
+    "bart": bart,
+    "mbart": mbart,
+    "t5": t5,
+    "vit": vit,
 }
 
-PRESETS: dict[str, Any] = {name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()}
+PRESETS: dict[str, Any] = {
+    **{name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()},
+    **recurrent.PRESETS,
+}
+
+
+def constants_of(family: Family, config: Any) -> dict[str, np.ndarray]:
+    """Tensors of a family's files that are no weights of this model, and what each must be."""
+    return getattr(family, "constants", lambda config: {})(config)
+
+
+def renamed_in(family: Family) -> dict[str, str]:
+    """Ends of the names of a family's tensors as they were first published, and what they are now."""
+    return getattr(family, "RENAMED", {})
 
 
 def family_of(config: Any) -> Family:
     """The family whose Hugging Face architecture expresses `config`. Raises ValueError, saying what each would need."""
     reasons = []
     for family in FAMILIES.values():
-        if type(config) is not type(next(iter(family.PRESETS.values()))):
+        if not _has_structure(family, config):
             continue
         obstacles = family.obstacles(config)
         if not obstacles:
             return family
         reasons.append(f"{family.ARCHITECTURES[0]} needs {', '.join(obstacles)}")
+    if not reasons:
+        raise ValueError(
+            f"Hugging Face's transformers know no model of this structure ({_structure_name(config)}), so that jumok "
+            "alone can use it"
+        )
     raise ValueError(f"no known architecture expresses this model: {'; '.join(reasons)}")
+
+
+def family_name(config: Any) -> str:
+    """The name of a model's family, or of its structure where it has none; of two models, that of the one to keep."""
+    kept = config.kept if isinstance(config, EncoderPairConfig) else config
+    expressing = (n for n, family in FAMILIES.items() if _has_structure(family, kept) and not family.obstacles(kept))
+    return next(expressing, _structure_name(kept))
+
+
+def _has_structure(family: Family, config: Any) -> bool:
+    return type(config) is type(next(iter(family.PRESETS.values())))
+
+
+def _structure_name(config: Any) -> str:
+    return type(config).__module__.rpartition(".")[2]
 
 
 def family_of_architecture(values: dict[str, Any]) -> Family:

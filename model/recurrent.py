@@ -10,6 +10,9 @@ which `capture` makes visible by name:
     context_vector           the encoder's states, weighted by the probabilities, [B, L, D]
     combination              tanh(W [context vector; decoder's state]), from which the token is predicted, [B, L, D]
 
+Pairs can be packed into rows. Where a segment begins, the encoder starts anew, and the decoder starts from what the
+encoder made last of the source of the same segment; attention sees that source only.
+
 Cells are those of torch: LSTM (Hochreiter & Schmidhuber 1997) with a forget gate, GRU (Cho et al. 2014) with the reset
 gate applied after the product, as cuDNN has it, and the plain tanh network (Elman 1990). Inputs are projected for the
 whole sequence as one matrix product; only what depends on the state runs token by token.
@@ -30,9 +33,11 @@ from model.beam import Beam, search
 from model.layers import Embedding, dropout
 from model.mask import MASKED
 from model.parameters import normal, param, zeros
+from model.positions import places_in_segments
 from model.sharding import constrain, einsum
 
-State = tuple[jax.Array, ...]  # a layer's h and, of LSTM, c: each [B, D], float32 so that sums over time do not round
+# A layer's h and, of LSTM, c: each [B, D], or with time before the batch; float32, so that sums over time do not round.
+State = tuple[jax.Array, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,21 +164,26 @@ class Cell(nnx.Module):
         return tuple(constrain(a.astype(jnp.float32), "act_batch", "act_embed") for a in new)
 
     def run(
-        self, x_LBE: jax.Array, state: State, valid_LB: jax.Array | None = None, *, reverse: bool = False
-    ) -> tuple[jax.Array, State]:
-        """h after each token, [L, B, D] in x's dtype, and the state after the last; tokens not valid change neither."""
+        self, x_LBE: jax.Array, begins_LB: jax.Array, starts: State | None = None, *, reverse: bool = False
+    ) -> State:
+        """The state after each token, arrays [L, B, D].
 
-        def step(state: State, scanned: tuple[jax.Array, jax.Array | None]):
-            x_BCK, valid_B = scanned
-            new = self(x_BCK, state)
-            if valid_B is not None:
-                new = tuple(
-                    jnp.where(valid_B[:, None], after, before) for after, before in zip(new, state, strict=True)
-                )
-            return new, new[0].astype(x_BCK.dtype)
+        Before a token that begins a segment it is that of `starts` [L, B, D] at its place, or zero.
+        """
+        zero = (jnp.zeros((x_LBE.shape[1], self.hidden.shape[0]), jnp.float32),) * CELLS[self.kind].arrays
 
-        state, h_LBD = jax.lax.scan(step, state, (self.project(x_LBE), valid_LB), reverse=reverse, unroll=self.unroll)
-        return h_LBD, state
+        def step(state: State, scanned: tuple[jax.Array, jax.Array, State | None]):
+            x_BCK, begins_B, start = scanned
+            state = self(x_BCK, _renewed(state, begins_B, zero if start is None else start))
+            return state, state
+
+        scanned = self.project(x_LBE), begins_LB, starts
+        return jax.lax.scan(step, zero, scanned, reverse=reverse, unroll=self.unroll)[1]
+
+
+def _renewed(state: Any, begins_B: jax.Array, start: Any) -> Any:
+    """The state before the next token: that of `start` in the rows where it begins a segment."""
+    return jax.tree.map(lambda old, new: jnp.where(begins_B[:, None], new, old), state, start)
 
 
 def _keeping(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -192,23 +202,23 @@ def cells(config: RecurrentConfig, rngs: nnx.Rngs) -> nnx.List[Cell]:
     return nnx.List([Cell(config, width, rngs) for width in inputs])
 
 
-def zero_states(config: RecurrentConfig, batch_size: int) -> tuple[State, ...]:
-    """Each layer's state before the first token."""
-    zero_BD = jnp.zeros((batch_size, config.model_dim), jnp.float32)
-    return ((zero_BD,) * CELLS[config.cell].arrays,) * config.num_layers
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["states_BMD", "keys_BMD", "valid_BM", "layers"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["states_BMD", "keys_BMD", "segments_BM", "positions_BM", "layers"],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
 class Encoded:
-    """A source that was read: a state for each token, the same as scores see them, and each layer's last state.
+    """Sources that were read: h of the last layer after each token, the same as scores see it, and their segments.
 
-    Every array begins with the batch's axis, so that its rows can be repeated for a beam.
+    `layers` are the states of all layers after each token, arrays [B, M, D]. Positions are only there for location
+    scores. Every array begins with the batch's axis, so that its rows can be repeated for a beam.
     """
 
     states_BMD: jax.Array
     keys_BMD: jax.Array
-    valid_BM: jax.Array
+    segments_BM: jax.Array
+    positions_BM: jax.Array | None
     layers: tuple[State, ...]
 
 
@@ -250,10 +260,14 @@ class GlobalAttention(nnx.Module):
         return einsum("BMD,DK->BMK", states_BMD, self.weight[states_BMD.shape[-1] :])
 
     def __call__(
-        self, h_BLD: jax.Array, encoded: Encoded, capture: tuple[str, ...] = ()
+        self,
+        h_BLD: jax.Array,
+        encoded: Encoded,
+        segments_BL: jax.Array,
+        capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The combination [B, L, D] of each state with what it attends to, and of the steps those in `capture`."""
-        scores_BLM = jnp.where(encoded.valid_BM[:, None], self.scores(h_BLD, encoded.keys_BMD), MASKED)
+        scores_BLM = jnp.where(_seen(encoded, segments_BL), self.scores(h_BLD, encoded), MASKED)
         p_BLM = jax.nn.softmax(scores_BLM, axis=-1)
         context_BLD = _product("BLM,BMD->BLD", p_BLM.astype(h_BLD.dtype), encoded.states_BMD).astype(h_BLD.dtype)
         y_BLD = jnp.tanh(einsum("BLE,ED->BLD", jnp.concatenate([context_BLD, h_BLD], -1), self.combine[...]))
@@ -266,9 +280,10 @@ class GlobalAttention(nnx.Module):
         }
         return y_BLD, {name: step for name, step in steps.items() if name in capture}
 
-    def scores(self, h_BLD: jax.Array, keys_BMD: jax.Array) -> jax.Array:
+    def scores(self, h_BLD: jax.Array, encoded: Encoded) -> jax.Array:
         """How well each of the encoder's states fits each of the decoder's, [B, L, M], float32."""
-        D, M = keys_BMD.shape[-1], keys_BMD.shape[1]
+        keys_BMD = encoded.keys_BMD
+        M, D = keys_BMD.shape[1:]
         match self.score:
             case "dot":
                 return _product("BLD,BMD->BLM", h_BLD, keys_BMD)
@@ -278,7 +293,14 @@ class GlobalAttention(nnx.Module):
                 sum_BLMK = einsum("BLD,DK->BLK", h_BLD, self.weight[:D])[:, :, None] + keys_BMD[:, None]
                 return _product("BLMK,K->BLM", jnp.tanh(sum_BLMK), self.vector[...])
             case _:
-                return einsum("BLD,DM->BLM", h_BLD, self.weight[:, :M]).astype(jnp.float32)
+                assert encoded.positions_BM is not None
+                scores_BLM = einsum("BLD,DM->BLM", h_BLD, self.weight[:, :M]).astype(jnp.float32)
+                return jnp.take_along_axis(scores_BLM, encoded.positions_BM[:, None], axis=2)
+
+
+def _seen(encoded: Encoded, segments_BL: jax.Array) -> jax.Array:
+    """Which source tokens are of each target token's segment, bool [B, L, M]."""
+    return encoded.segments_BM[:, None] == segments_BL[:, :, None]
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -310,74 +332,101 @@ class Recurrent(nnx.Module):
             self.head = table(config.vocab_size, config.model_dim, "matrix")
 
     def encode(
-        self, source_BM: jax.Array, source_segments_BM: jax.Array | None = None, *, key: jax.Array | None = None
+        self,
+        source_BM: jax.Array,
+        positions_BM: jax.Array | None = None,
+        segments_BM: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
     ) -> Encoded:
-        """Read a source, of which tokens of segment 0 are padding and change no state; `key` turns dropout on."""
+        """Read sources, each a segment of its row, numbered from 1; padding has segment 0. `key` turns dropout on.
+
+        Positions, which only location scores use, default to places in the segment, and without segments a row is one.
+        """
         config = self.config
         if config.attention == "location" and source_BM.shape[1] > config.max_length:
             raise ValueError(
                 f"a source of {source_BM.shape[1]} tokens is longer than max_length={config.max_length}, the number of "
                 "places that location attention scores; shorten it, or train with a larger max_length"
             )
-        valid_BM = jnp.ones(source_BM.shape, bool) if source_segments_BM is None else source_segments_BM > 0
+        segments_BM = jnp.ones_like(source_BM) if segments_BM is None else segments_BM
+        if config.attention != "location":
+            positions_BM = None
+        elif positions_BM is None:
+            positions_BM = places_in_segments(segments_BM)
+        begins_MB = _begins(segments_BM, reverse=config.reverse_source).T
         x_MBE = self._embed(self.embedding if config.share_embeddings else self.source_embedding, source_BM)
-        keys = _split(key, config.num_layers)
         layers = []
-        for cell, state, layer_key in zip(self.encoder, zero_states(config, source_BM.shape[0]), keys, strict=True):
-            x_MBE = dropout(x_MBE, config.dropout, layer_key)
-            x_MBE, state = cell.run(x_MBE, state, valid_BM.T, reverse=config.reverse_source)
-            layers.append(state)
-        states_BMD = jnp.moveaxis(x_MBE, 0, 1)
+        for cell, layer_key in zip(self.encoder, _split(key, config.num_layers), strict=True):
+            states = cell.run(dropout(x_MBE, config.dropout, layer_key), begins_MB, reverse=config.reverse_source)
+            layers.append(_swapped(states))
+            x_MBE = states[0].astype(x_MBE.dtype)
+        states_BMD = _swapped(x_MBE)
         keys_BMD = states_BMD if config.attention == "none" else self.attention.keys(states_BMD)
-        return Encoded(states_BMD, keys_BMD, valid_BM, tuple(layers))
+        return Encoded(states_BMD, keys_BMD, segments_BM, positions_BM, tuple(layers))
 
     def decode(
         self,
         target_BL: jax.Array,
         encoded: Encoded,
+        segments_BL: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
         capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What predicts the token after each of a known target, [B, L, D], and the steps of attention in `capture`.
+        """What predicts the token after each of known targets, [B, L, D], and the steps of attention in `capture`.
 
-        Without input feeding the layers run one after the other over the whole target, and attention looks back from
-        all of it at once. With it, a step needs the combination of the step before.
+        Without segments a row is one, number 1. Without input feeding the layers run one after the other over the whole
+        row, and attention looks back from all of it at once. With it, a step needs the combination of the step before.
         """
         config, rate = self.config, self.config.dropout
         layers_key, output_key = _split(key, 2)
+        segments_BL = jnp.ones_like(target_BL) if segments_BL is None else segments_BL
+        begins_LB, starts = _begins(segments_BL).T, _swapped(self._handed_over(encoded, segments_BL))
         x_LBE = self._embed(self.target_table, target_BL)
         captured: dict[str, jax.Array] = {}
         if config.input_feeding:
             embedding_key, steps_key = _split(layers_key, 2)
             step_keys = None if steps_key is None else jax.random.split(steps_key, x_LBE.shape[0])
+            first = self.start(encoded)
 
-            def step(state: DecoderState, scanned: tuple[jax.Array, jax.Array | None]):
-                y_BD, state, found = self._advance(scanned[0], state, encoded, key=scanned[1], capture=capture)
+            def step(state: DecoderState, scanned: tuple[Any, ...]):
+                x_BCK, begins_B, layers, segments_B, step_key = scanned
+                state = _renewed(state, begins_B, dataclasses.replace(first, layers=layers))
+                y_BD, state, found = self._advance(x_BCK, state, encoded, segments_B, key=step_key, capture=capture)
                 return state, (y_BD, found)
 
             x_LBCK = self.decoder[0].project(dropout(x_LBE, rate, embedding_key))
-            found = jax.lax.scan(step, self.start(encoded), (x_LBCK, step_keys), unroll=config.unroll)[1]
-            y_BLD, captured = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+            scanned = x_LBCK, begins_LB, starts, segments_BL.T, step_keys
+            y_BLD, captured = _swapped(jax.lax.scan(step, first, scanned, unroll=config.unroll)[1])
         else:
-            keys = _split(layers_key, config.num_layers)
-            for cell, state, layer_key in zip(self.decoder, encoded.layers, keys, strict=True):
-                x_LBE, _ = cell.run(dropout(x_LBE, rate, layer_key), state)
-            y_BLD = jnp.moveaxis(x_LBE, 0, 1)
+            for cell, start, layer_key in zip(self.decoder, starts, _split(layers_key, config.num_layers), strict=True):
+                h_LBD = cell.run(dropout(x_LBE, rate, layer_key), begins_LB, start)[0]
+                x_LBE = h_LBD.astype(x_LBE.dtype)
+            y_BLD = _swapped(x_LBE)
             if config.attention != "none":
-                y_BLD, captured = self.attention(y_BLD, encoded, capture)
+                y_BLD, captured = self.attention(y_BLD, encoded, segments_BL, capture)
         return constrain(dropout(y_BLD, rate, output_key), "act_batch", "act_length", "act_embed"), captured
 
     def start(self, encoded: Encoded) -> DecoderState:
-        """Where every target begins: in the encoder's last states."""
-        first_BD = encoded.layers[0][0]
-        fed_BD = jnp.zeros_like(first_BD, self.decoder[0].hidden[...].dtype) if self.config.input_feeding else None
-        return DecoderState(encoded.layers, fed_BD)
+        """Where the target of a row's first segment begins: in the encoder's last states."""
+        first_B1 = jnp.ones_like(encoded.segments_BM[:, :1])
+        layers = jax.tree.map(lambda a_B1D: a_B1D[:, 0], self._handed_over(encoded, first_B1))
+        fed_BD = jnp.zeros_like(layers[0][0], encoded.states_BMD.dtype) if self.config.input_feeding else None
+        return DecoderState(layers, fed_BD)
+
+    def _handed_over(self, encoded: Encoded, segments_BL: jax.Array) -> tuple[State, ...]:
+        """Each layer's state after the last token that was read of the source of each segment, arrays [B, L, D]."""
+        seen_BLM = _seen(encoded, segments_BL)
+        last_BL = seen_BLM.argmax(-1)
+        if not self.config.reverse_source:
+            last_BL = seen_BLM.shape[-1] - 1 - seen_BLM[..., ::-1].argmax(-1)
+        return jax.tree.map(lambda a_BMD: jnp.take_along_axis(a_BMD, last_BL[..., None], axis=1), encoded.layers)
 
     def step(self, tokens_B: jax.Array, state: DecoderState, encoded: Encoded) -> tuple[jax.Array, DecoderState]:
-        """One more target token a row: what predicts the token after it, [B, D], and the state with it."""
+        """One more token of a row's only target: what predicts the token after it, [B, D], and the state with it."""
         x_BCK = self.decoder[0].project(self._embed(self.target_table, tokens_B[:, None]))[0]
-        y_BD, state, _ = self._advance(x_BCK, state, encoded)
+        y_BD, state, _ = self._advance(x_BCK, state, encoded, jnp.ones_like(tokens_B))
         return y_BD, state
 
     def _advance(
@@ -385,6 +434,7 @@ class Recurrent(nnx.Module):
         x_BCK: jax.Array,
         state: DecoderState,
         encoded: Encoded,
+        segments_B: jax.Array,
         *,
         key: jax.Array | None = None,
         capture: tuple[str, ...] = (),
@@ -401,7 +451,7 @@ class Recurrent(nnx.Module):
             layers.append(cell(x_BCK, before))
         y_BD, captured = layers[-1][0].astype(x_BCK.dtype), {}
         if self.config.attention != "none":
-            y_B1D, captured = self.attention(y_BD[:, None], encoded, capture)
+            y_B1D, captured = self.attention(y_BD[:, None], encoded, segments_B[:, None], capture)
             y_BD, captured = y_B1D[:, 0], {name: a[:, 0] for name, a in captured.items()}
         return y_BD, DecoderState(tuple(layers), y_BD if self.config.input_feeding else None), captured
 
@@ -409,6 +459,8 @@ class Recurrent(nnx.Module):
         self,
         source_BM: jax.Array,
         target_BL: jax.Array,
+        source_positions_BM: jax.Array | None = None,
+        target_positions_BL: jax.Array | None = None,
         source_segments_BM: jax.Array | None = None,
         target_segments_BL: jax.Array | None = None,
         *,
@@ -417,12 +469,11 @@ class Recurrent(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What predicts the token after each of the target, [B, L, D], and what was captured of the five steps.
 
-        A row is one pair. Its target's segments are taken as the transformer takes them, and do nothing here: what
-        follows the end of a target changes nothing before it.
+        The arguments are those of the transformer, of which the order of reading replaces the target's positions.
         """
         source_key, target_key = _split(key, 2)
-        encoded = self.encode(source_BM, source_segments_BM, key=source_key)
-        y_BLD, captured = self.decode(target_BL, encoded, key=target_key, capture=capture)
+        encoded = self.encode(source_BM, source_positions_BM, source_segments_BM, key=source_key)
+        y_BLD, captured = self.decode(target_BL, encoded, target_segments_BL, key=target_key, capture=capture)
         if "encoder_states" in capture:
             captured["encoder_states"] = encoded.states_BMD
         return y_BLD, captured
@@ -433,10 +484,24 @@ class Recurrent(nnx.Module):
             return (self.target_table if self.config.tie_embeddings else self.head).logits(hidden_BLD)
 
     def __call__(
-        self, source_BM: jax.Array, target_BL: jax.Array, source_segments_BM: jax.Array | None = None
+        self,
+        source_BM: jax.Array,
+        target_BL: jax.Array,
+        source_positions_BM: jax.Array | None = None,
+        target_positions_BL: jax.Array | None = None,
+        source_segments_BM: jax.Array | None = None,
+        target_segments_BL: jax.Array | None = None,
     ) -> jax.Array:
         """Logits [B, L, V] over the padded vocabulary."""
-        return self.logits(self.hidden(source_BM, target_BL, source_segments_BM)[0])
+        hidden_BLD, _ = self.hidden(
+            source_BM,
+            target_BL,
+            source_positions_BM,
+            target_positions_BL,
+            source_segments_BM,
+            target_segments_BL,
+        )
+        return self.logits(hidden_BLD)
 
     @staticmethod
     def example(config: RecurrentConfig) -> dict[str, np.ndarray]:
@@ -461,6 +526,17 @@ class Recurrent(nnx.Module):
         return constrain(table(tokens_BL.T), "act_memory", "act_batch", "act_embed")
 
 
+def _begins(segments_BL: jax.Array, *, reverse: bool = False) -> jax.Array:
+    """Which tokens are read first of their segment, bool [B, L]."""
+    padded_BX = jnp.pad(segments_BL, ((0, 0), (0, 1) if reverse else (1, 0)), constant_values=-1)
+    return padded_BX[:, 1:] != padded_BX[:, :-1]
+
+
+def _swapped(arrays: Any) -> Any:
+    """Arrays with time before the batch from those with the batch before time, or these from those."""
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), arrays)
+
+
 def _split(key: jax.Array | None, num: int) -> Sequence[jax.Array | None]:
     """`num` keys, or as many times None."""
     return [None] * num if key is None else list(jax.random.split(key, num))
@@ -481,16 +557,15 @@ def beam_search(
     """What `beam.search` finds for sources (segment 1, padding 0). Each beam is a row of its own."""
     B, W = source_BM.shape[0], beam.num_beams
     rows_BW = jnp.arange(B * W).reshape(B, W)
-    encoded = jax.tree.map(lambda a: jnp.repeat(a, W, axis=0), model.encode(source_BM, segments_BM))
+    encoded = model.encode(source_BM, segments_BM=segments_BM)
+    encoded, start = jax.tree.map(lambda a: jnp.repeat(a, W, axis=0), (encoded, model.start(encoded)))
 
     def step(state: DecoderState, tokens_BW: jax.Array, parents_BW: jax.Array, n: jax.Array):
         parents = jnp.take_along_axis(rows_BW, parents_BW, axis=1).reshape(-1)
         y_XD, state = model.step(tokens_BW.reshape(-1), jax.tree.map(lambda a: a[parents], state), encoded)
         return model.logits(y_XD.reshape(B, W, -1)), state
 
-    return search(
-        step, model.start(encoded), limits_B, beam=beam, max_tokens=max_tokens, start_id=start_id, end_id=end_id
-    )
+    return search(step, start, limits_B, beam=beam, max_tokens=max_tokens, start_id=start_id, end_id=end_id)
 
 
 def count_parameters(config: RecurrentConfig) -> int:

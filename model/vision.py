@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from model.block import Context
-from model.config import StackConfig
+from model.config import StackConfig, check_classes
 from model.layers import Dense, Norm, dropout
 from model.mask import Mask
 from model.parameters import normal, param, zeros
@@ -34,6 +34,7 @@ class VisionConfig(StackConfig):
     init: Literal["gpt2", "normal", "fan_in"] = "normal"
     head: Head = "classification"
     num_classes: int = 1000  # of the classification head
+    classes: tuple[str, ...] = ()  # their names, in order; empty: they have none
 
     @property
     def num_patches(self) -> int:
@@ -48,19 +49,14 @@ class VisionConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no vision transformer can have."""
         super().validate()
-        for name in ("image_size", "patch_size", "channels", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        self._check_least(1, "image_size", "patch_size", "channels", "num_classes")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"model.image_size={self.image_size} must be a multiple of model.patch_size={self.patch_size}; "
                 f"try image_size {-(-self.image_size // self.patch_size) * self.patch_size}"
             )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"model.{name}={getattr(self, name)} is not for vision transformers; take one of {choices}"
-                )
+        check_classes(self.classes, self.num_classes)
+        self._check_choices("vision transformers", _CHOICES)
 
 
 _CHOICES = {

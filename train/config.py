@@ -19,13 +19,17 @@ import jax
 import tyro
 
 from data.dataset import DataConfig
+from data.images import ImagesConfig
 from model.decoder import DecoderConfig
+from model.distillation import DistillationConfig
+from model.encoder import EncoderConfig
 from model.structures import ModelConfig
 from train.checkpoint import CheckpointConfig
 from train.cluster import ClusterConfig
 from train.mesh import MeshConfig
 from train.objectives.causal_lm import CausalLMConfig
-from train.objectives.table import ObjectiveConfig, check_model
+from train.objectives.distill import DistillConfig
+from train.objectives.table import ObjectiveConfig, check_data, check_model
 from train.optimizer import OptimizerConfig
 
 OPERATIONAL = {"operational": True}
@@ -73,7 +77,7 @@ class RunConfig:
     """Everything that a run is."""
 
     model: ModelConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig | ImagesConfig = DataConfig()
     objective: ObjectiveConfig = CausalLMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -97,6 +101,11 @@ class RunConfig:
         None  # RUN or Hugging Face folder whose model, tokenizer and weights it starts from
     )
     freeze: tuple[str, ...] = ()  # patterns of parameter names that are not learned
+
+    @property
+    def starts_from(self) -> str | None:
+        """The run or folder whose weights it starts from, or learns from as its teacher."""
+        return self.init_from or (self.objective.teacher if isinstance(self.objective, DistillConfig) else None)
 
 
 Config = TypeVar("Config")
@@ -133,19 +142,27 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def with_model(config: RunConfig, model: ModelConfig) -> RunConfig:
-    """The configuration with another model's architecture; how it is computed, and its dropout, stay as they are.
+    """The configuration with another model's architecture; its head, its dropout and how it is computed stay.
 
     Raises ValueError where the models are of different structures.
     """
+    if isinstance(config.model, DistillationConfig) and isinstance(model, EncoderConfig):
+        student = dataclasses.replace(
+            config.model.student, vocab_size=model.vocab_size, vocab_multiple=model.vocab_multiple
+        )
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, teacher=model, student=student))
     if type(model) is not type(config.model):
         raise ValueError(
             f"the recipe trains a {type(config.model).__name__}, and --from names a {type(model).__name__}; take a "
             "recipe of the same kind of model"
         )
+    new_head = getattr(model, "head", None) != getattr(config.model, "head", None)
     kept = {
         item.name: getattr(config.model, item.name)
         for item in dataclasses.fields(config.model)
-        if item.metadata.get("operational") or "dropout" in item.name
+        if item.metadata.get("operational")
+        or "dropout" in item.name
+        or (new_head and item.name in ("head", "num_classes", "classes"))
     }
     return dataclasses.replace(config, model=dataclasses.replace(model, **kept))
 
@@ -168,16 +185,19 @@ def validate(config: RunConfig) -> None:
             f"steps={config.steps} x batch_size={config.batch_size} are {examples:,} examples, and a run counts less "
             f"than {2**32:,}; take fewer steps, or longer rows with --data.max-length"
         )
-    length = config.data.max_length
-    if config.model.positions == "learned" and length > config.model.max_length:
-        raise ValueError(
-            f"data.max_length={length} is longer than the model's max_length={config.model.max_length}, and its "
-            f"positions are learned; pass --data.max-length {config.model.max_length}, or a longer --model.max-length"
-        )
+    model: Any = config.model
+    for length, name in zip(config.data.lengths, ("max_length", "target_length"), strict=False):
+        if getattr(model, "positions", None) == "learned" and length > model.max_length:
+            raise ValueError(
+                f"data.{name}={length} is longer than the model's max_length={model.max_length}, and its "
+                f"positions are learned; pass --data.{name.replace('_', '-')} {model.max_length}, or a longer "
+                "--model.max-length"
+            )
     check_model(config.objective, config.model)
+    check_data(config.objective, config.data)
     if config.sample.tokens and not isinstance(config.model, DecoderConfig):
         raise ValueError("this model writes no text, so there is none to sample; pass --sample.tokens 0")
-    config.objective.validate(length)
+    config.objective.validate(max(config.data.lengths, default=0))
 
 
 def to_json(config: Any) -> dict[str, Any]:

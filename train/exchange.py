@@ -1,6 +1,6 @@
 """The `export` and `import` commands: a run to a Hugging Face folder, and such a folder to a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -9,15 +9,20 @@ import tyro
 from etils import epath
 
 from data.dataset import DataConfig
+from data.images import ImagesConfig
 from model.cost import count_parameters
+from model.encoder_decoder import EncoderDecoderConfig
 from model.presets import family_of
+from model.structures import kept_part
+from model.vision import VisionConfig
 from train.checkpoint import Checkpoints
 from train.config import RunConfig, resolve, to_json
 from train.console import Console
 from train.export import export_folder, import_folder
 from train.load import load_run
 from train.mesh import MeshConfig, make_mesh, parameter_shardings
-from train.objectives.table import USUAL
+from train.objectives.table import usual_objective
+from train.published import PAIRS
 from train.run_directory import RunDirectory
 from train.state import blueprint
 
@@ -55,10 +60,11 @@ class ImportArguments:
 def export_main(arguments: ExportArguments, console: Console) -> dict[str, Any]:
     """The `export` command."""
     run = load_run(arguments.run, arguments.mesh, console.say)
+    model, params = kept_part(run.config.model, run.params)
     with console.progress("writing") as progress:
         receipt = export_folder(
-            run.params,
-            run.config.model,
+            params,
+            model,
             run.directory.tokenizer,
             arguments.folder,
             dtype=arguments.dtype or run.record.get("imported_dtype"),
@@ -83,8 +89,8 @@ def import_main(arguments: ImportArguments, console: Console) -> dict[str, Any]:
             name=epath.Path(arguments.run).name,
             run_dir=str(run),
             model=model,
-            data=DataConfig(max_length=min(model.max_length, 1024)),
-            objective=USUAL[type(model)],
+            data=_no_data(model),
+            objective=usual_objective(model),
         )
     )
     declared = blueprint(model).declared
@@ -115,3 +121,11 @@ def import_main(arguments: ImportArguments, console: Console) -> dict[str, Any]:
         "mapped back with the same bits"
     )
     return {"path": str(run), "architecture": architecture, "parameters": parameters, "max_logit_difference": 0.0}
+
+
+def _no_data(model: Any) -> DataConfig | ImagesConfig:
+    """What a model that was not trained here would learn from: nothing yet, in rows that fit it."""
+    if isinstance(model, VisionConfig):
+        return ImagesConfig()
+    empty = PAIRS if isinstance(model, EncoderDecoderConfig) else DataConfig()
+    return replace(empty, max_length=min(model.max_length, 1024))

@@ -13,7 +13,8 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,29 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
+from data.progress import Progress
 from data.tokenizers.base import TOKENIZER_FILE
 from data.tokenizers.export import to_files
 from data.tokenizers.load import FOREIGN_FILES, load_tokenizer
 from model.cost import count_parameters
+from model.encoder_decoder import EncoderDecoderConfig
 from model.families.weights import Layout
-from model.parameters import Skeleton, merge
-from model.presets import Family, family_of, family_of_architecture
+from model.parameters import Declaration, Skeleton, merge
+from model.presets import Family, constants_of, family_of, family_of_architecture, renamed_in
 from model.structures import STRUCTURES, ModelConfig
 from train.hugging_face import DTYPES, INDEX_FILE, WEIGHTS_FILE, HuggingFaceFolder
 from train.state import blueprint
-
-Progress = Callable[[int, int], None]
 
 RECEIPT_FILE = "jumok_receipt.json"
 GENERATION_FILE = "generation_config.json"
 EXPORT_DTYPES = tuple(dtype.name for dtype in DTYPES.values())
 TOLERANCE = 1e-5  # of the largest logit, or of 1
+_CONSTANT_TOLERANCE = 1e-6  # of what no weight is, where it is not zero: sines are rounded in more than one way
+_SHOWN = 4096  # the most numbers of an input that a receipt shows
 
 # What belongs to the text side of a folder: carried through an import and a later export byte for byte.
 _CARRIED_FILES = (TOKENIZER_FILE, *FOREIGN_FILES, GENERATION_FILE)
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def export_folder(
@@ -80,22 +83,24 @@ def export_folder(
         raise ValueError(f"{folder} already exists and is not an empty folder; name another, or empty it first")
     family = family_of(config)
     plan = blueprint(config)
-    layout = Layout(family.weights(config), plan.declared, config.vocab_size)
+    layout = _layout(family, config, plan.declared)
+    constants = constants_of(family, config)
     stored_as = _export_dtype(params, dtype)
-    files, token_ids = _text_side(tokenizer_folder)
+    files, token_ids = _text_side(tokenizer_folder, config)
 
     with _appearing(target) as draft:
         values = {
             "architectures": [family.architecture(config)],
             "model_type": family.MODEL_TYPE,
-            **family.to_hugging_face_config(config),
             **token_ids,
+            **family.to_hugging_face_config(config),  # where it names a token, that is part of the model
             "torch_dtype": stored_as.name,  # the name that every version of transformers reads
         }
-        files = {GENERATION_FILE: _encoded(token_ids), "config.json": _encoded(values), **files}
-        for name, content in files.items():
+        for name, content in (files | {"config.json": _encoded(values)}).items():
             (draft / name).write_bytes(content)
-        _write_weights(draft, layout, params, stored_as, shard_bytes, progress)
+        shapes = dict(layout.shapes()) | {name: array.shape for name, array in constants.items()}
+        tensors = chain(layout.to_hugging_face(params), constants.items())
+        _write_weights(draft, shapes, tensors, stored_as, shard_bytes, progress)
         receipt = {
             "architecture": family.architecture(config),
             "parameters": count_parameters(config),
@@ -137,7 +142,7 @@ def _import(source: HuggingFaceFolder, progress: Progress | None):
         raise ValueError(f"config.json: model_type={values['model_type']} is not {values['architectures'][0]}'s")
     config = family.from_hugging_face_config(values)
     carried = _carried(source, values)
-    layout = Layout(family.weights(config), blueprint(config).declared, config.vocab_size)
+    layout = _layout(family, config, blueprint(config).declared)
     stored_names = _matched(source, family, config, layout)
 
     total = sum(math.prod(source.tensors[name].shape) for name in stored_names.values())
@@ -162,10 +167,13 @@ def _import(source: HuggingFaceFolder, progress: Progress | None):
     return config, params, carried
 
 
+def _layout(family: Family, config: ModelConfig, declared: Mapping[str, Declaration]) -> Layout:
+    return Layout(family.weights(config), declared, getattr(config, "vocab_size", 0))  # images have no vocabulary
+
+
 def _matched(source: HuggingFaceFolder, family: Family, config: ModelConfig, layout: Layout) -> dict[str, str]:
     """The stored name of each tensor of the architecture, once all are seen to be there as they must, and no more."""
-    bare = not any(name.startswith(family.PREFIX) for name in source.tensors)
-    full_names = {(family.PREFIX if bare and name not in family.COPIES else "") + name: name for name in source.tensors}
+    full_names = _full_names(source, family)
     stored_names = {}
     missing, misshapen = [], []
     for name, shape in layout.shapes():
@@ -185,17 +193,50 @@ def _matched(source: HuggingFaceFolder, family: Family, config: ModelConfig, lay
         raise ValueError(f"config.json and the weights disagree: {_some(misshapen)}")
     others = {name for name in full_names if name not in stored_names and not re.fullmatch(family.IGNORED, name)}
     for copy in others & family.COPIES.keys():
-        others.remove(copy)
         original = family.COPIES[copy]
+        while original not in stored_names and original in family.COPIES:
+            original = family.COPIES[original]
+        if original not in stored_names:
+            continue  # nothing of this model is copied
+        others.remove(copy)
         if source.read(full_names[copy]).tobytes() != source.read(stored_names[original]).tobytes():
             raise ValueError(
                 f"config.json ties {copy} to {original}, and yet they differ; tie_word_embeddings is wrong"
+            )
+    constants = constants_of(family, config) if others else {}  # made last, when the sizes are known to be real
+    for name in others & constants.keys():
+        others.remove(name)
+        if not _is_constant(source.read(full_names[name]), constants[name]):
+            raise ValueError(
+                f"{name} is no weight of this model, and yet it holds other numbers than it must by config.json; the "
+                "file is damaged, or config.json is another model's"
             )
     if others:
         raise ValueError(
             f"the tensors {_some(sorted(others))} are no part of {family.architecture(config)} as config.json has it"
         )
     return stored_names
+
+
+def _full_names(source: HuggingFaceFolder, family: Family) -> dict[str, str]:
+    """The stored name of each tensor by its name of today in a whole model; a bare one's files lack the prefix."""
+    bare = not any(name.startswith(family.PREFIX) for name in source.tensors)
+    found = {}
+    for stored in source.tensors:
+        name = family.PREFIX + stored if bare and stored not in family.COPIES else stored
+        for old, new in renamed_in(family).items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        found[name] = stored
+    return found
+
+
+def _is_constant(stored: np.ndarray, constant: np.ndarray) -> bool:
+    """Whether a tensor is what it must be: zero exactly, and anything else up to how its type rounds."""
+    if stored.shape != constant.shape or stored.dtype not in DTYPES.values():
+        return False
+    close = np.maximum(_CONSTANT_TOLERANCE, float(jnp.finfo(stored.dtype).eps) * np.abs(constant))
+    difference = np.abs(stored.astype(np.float32) - constant)
+    return bool((difference <= np.where(constant == 0, 0, close)).all())
 
 
 def _some(names: list[str]) -> str:
@@ -212,10 +253,15 @@ def _carried(source: HuggingFaceFolder, values: dict[str, Any]) -> dict[str, byt
     return files if GENERATION_FILE in files or not ids else {**files, GENERATION_FILE: _encoded(ids)}
 
 
-def _text_side(tokenizer_folder: epath.PathLike | None) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The tokenizer's and generation's files, and the ids of the start and end tokens (None where they are unknown)."""
+def _text_side(tokenizer_folder: epath.PathLike | None, config: ModelConfig) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The tokenizer's and generation's files, and the ids of special tokens (None where they are unknown).
+
+    There is nothing of it for a model that reads images.
+    """
+    if not hasattr(config, "vocab_size"):
+        return {}, {}
     files: dict[str, bytes] = {}
-    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     kept = epath.Path(tokenizer_folder) if tokenizer_folder is not None else None
     if kept is not None and any((kept / name).exists() for name in (TOKENIZER_FILE, *FOREIGN_FILES)):
         tokenizer = load_tokenizer(kept)
@@ -226,11 +272,15 @@ def _text_side(tokenizer_folder: epath.PathLike | None) -> tuple[dict[str, bytes
             ids["bos_token_id"] = tokenizer.start_id
         if tokenizer.end_id >= 0:
             ids["eos_token_id"] = tokenizer.end_id
+        ids["pad_token_id"] = tokenizer.specials.get("pad")
+    if isinstance(config, EncoderDecoderConfig):
+        start_id = ids["bos_token_id"] if config.decoder_start_id is None else config.decoder_start_id
+        ids |= {} if start_id is None else {"decoder_start_token_id": start_id}
     if kept is not None and (kept / GENERATION_FILE).exists():
         files[GENERATION_FILE] = (kept / GENERATION_FILE).read_bytes()
         generation = json.loads(files[GENERATION_FILE])
         ids |= {key: generation[key] for key in _TOKEN_IDS if key in generation}
-    return files, ids
+    return {GENERATION_FILE: _encoded(ids), **files}, ids
 
 
 def _export_dtype(params: Mapping[str, Any], asked: str | None) -> np.dtype:
@@ -247,15 +297,21 @@ def _rounded(array: Any, dtype: np.dtype) -> Any:
 
 
 def _write_weights(
-    folder: Path, layout: Layout, params: Mapping[str, Any], dtype: np.dtype, limit: int, progress: Progress | None
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    dtype: np.dtype,
+    limit: int,
+    progress: Progress | None,
 ) -> None:
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in layout.shapes()}
+    """Write tensors, which come in the order of `shapes`, into files of at most `limit` bytes."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     files = _files(sizes, limit)
     counts = Counter(files.values())
     total = sum(sizes.values())
     done = 0
     shard: dict[str, np.ndarray] = {}
-    for name, array in layout.to_hugging_face(params):
+    for name, array in tensors:
         shard[name] = _rounded(array, dtype)
         if not np.isfinite(shard[name]).all():
             remedy = "export another checkpoint" if not np.isfinite(array).all() else "export as bfloat16 or float32"
@@ -297,8 +353,9 @@ def _compare(
     placed = {
         n: jax.device_put(a, params[n].sharding) if isinstance(params[n], jax.Array) else a for n, a in reread.items()
     }
-    expected = _outputs(skeleton, {n: _rounded(a, dtype) for n, a in params.items()}, inputs, layout.vocab_size)
-    computed = _outputs(blueprint(config).skeleton, placed, inputs, config.vocab_size)
+    rounded = {n: _rounded(a, dtype) for n, a in params.items()}
+    expected = _outputs(skeleton, rounded, inputs, layout.vocab_size)
+    computed = _outputs(blueprint(config).skeleton, placed, inputs, layout.vocab_size)
     largest = max(float(np.abs(output).max()) for output in expected.values())
     difference = max(float(np.abs(expected[name] - computed[name]).max()) for name in expected)
     allowed = TOLERANCE * max(1.0, largest)
@@ -307,8 +364,16 @@ def _compare(
             f"the folder's logits differ from the run's by {difference:.3g}, where {allowed:.3g} is allowed; "
             "nothing was exported"
         )
-    shown = {name: array.tolist() for name, array in inputs.items()}
+    shown = {name: _shown(array) for name, array in inputs.items()}
     return {"max_logit_difference": difference, "max_logit": largest, "tolerance": TOLERANCE, "inputs": shown}
+
+
+def _shown(array: np.ndarray) -> Any:
+    """An input as a receipt has it: its numbers or, of a large one, by what it is known."""
+    if array.size <= _SHOWN:
+        return array.tolist()
+    digest = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 
 
 def _outputs(

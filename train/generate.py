@@ -1,4 +1,4 @@
-"""Text from a model: prompts continued token by token, shown as it comes."""
+"""Text from a model: prompts continued token by token, shown as it comes; sources translated; masks filled."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,32 +11,46 @@ import tyro
 from jax.sharding import Mesh
 
 from data.tokenizers.base import Tokenizer
-from model.decode import Sampling, extend, start, unstack
+from data.tokenizers.marks import mentions_mask
+from model.beam import Beam
+from model.decode import Decoding, Sampling, extend, start, start_from_source, unstack
 from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
+from model.encoder_decoder import EncoderDecoderConfig
 from model.parameters import Params, merge
+from model.recurrent import RecurrentConfig
 from model.sharding import axis_size
+from model.structures import kept_part
 from train.console import Console
+from train.fill import Filler
 from train.load import load_run
 from train.mesh import MeshConfig, batch_sharding
-from train.state import Blueprint
+from train.objectives.denoising import DenoisingConfig
+from train.state import Blueprint, blueprint
+from train.translate import Translator, decoder_start_id, encode_source
 
 _CHUNK = 16  # tokens a call of the compiled decoder: few enough to stream, many enough to keep Python out of the way
+_TEMPERATURE = 0.8  # at which decoders draw where none is given
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Continues prompts with a trained model.
+    """Continues prompts with a decoder, translates them with an encoder-decoder, or fills their masks with an encoder.
 
     Attributes:
         run: RUN (its newest checkpoint), RUN/checkpoints/STEP or RUN@best.
-        prompt: one or more texts to continue.
-        max_tokens: the most tokens to write; by default 200, or what the model's length leaves.
-        temperature: 0 takes the most probable token each time.
+        prompt: one or more texts; of encoders, with [MASK] where a token is to be filled in.
+        max_tokens: the most tokens to write; by default 200, 50 more than its source of a translation, or what the
+            model's length leaves.
+        temperature: 0 takes the most probable token each time. By default decoders draw at 0.8, and encoder-decoders
+            do not draw but search with beams.
         top_k: choose among the k most probable tokens (0: all).
         top_p: choose among the fewest tokens whose probabilities reach p.
-        stop: texts that end a continuation, besides the model's end token.
+        stop: texts that end what is drawn, besides the model's end token.
         seed: the same seed writes the same text.
-        show_probabilities: show how probable each token was.
+        num_beams: hypotheses of a translation that are kept; 1 is greedy.
+        length_penalty: with more of it, longer translations win (Wu et al. 2016); 0 for none.
+        show_probabilities: show how probable each token was; of a mask, the few that fit best.
         precision: compute dtype.
         mesh: where the model lies.
     """
@@ -44,11 +58,13 @@ class Arguments:
     run: tyro.conf.Positional[str]
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = ("",)
     max_tokens: int | None = None
-    temperature: float = 0.8
+    temperature: float | None = None
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    num_beams: int = Beam.num_beams
+    length_penalty: float = Beam.length_penalty
     show_probabilities: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshConfig = MeshConfig()
@@ -56,7 +72,7 @@ class Arguments:
 
 @dataclass
 class Continuation:
-    """What was written after one prompt."""
+    """What was written after a prompt, or made of it."""
 
     prompt: str
     text: str
@@ -67,12 +83,35 @@ class Continuation:
 def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
     """The `generate` command."""
     run = load_run(arguments.run, arguments.mesh, console.say)
-    if not isinstance(run.config.model, DecoderConfig):
-        raise ValueError(f"{run.directory} holds an encoder, which reads text and writes none; name a decoder's run")
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    writer = Writer(run.plan, run.params, run.tokenizer, run.mesh, arguments.precision)
+    config, kept = kept_part(run.config.model, run.params)
+    if not isinstance(config, DecoderConfig | EncoderDecoderConfig | RecurrentConfig | EncoderConfig):
+        raise ValueError(
+            f"{run.directory} holds a {type(config).__name__.removesuffix('Config')}, which writes no text; name the "
+            "run of a decoder, an encoder-decoder or an encoder"
+        )
+    if not arguments.prompt:
+        raise ValueError("there is no prompt; give --prompt TEXT, which may be empty")
+    model = (blueprint(config), dict(kept), run.tokenizer, run.mesh, arguments.precision)
+    begins = isinstance(run.config.objective, DenoisingConfig)
+    match config:
+        case EncoderConfig():
+            written = _fill(Filler(*model), arguments, console)
+        case EncoderDecoderConfig() | RecurrentConfig() if arguments.temperature is None:
+            written = _translate(Translator(*model), begins, arguments, console)
+        case RecurrentConfig():
+            raise ValueError("a recurrent model only searches, and draws no tokens; leave --temperature out")
+        case _:
+            written = _draw(Writer(*model, sources_begin=begins), arguments, console)
+    return [vars(continuation) for continuation in written]
+
+
+def _draw(writer: "Writer", arguments: Arguments, console: Console) -> list[Continuation]:
+    """Shows continuations of prompts behind them, or translations that are drawn; a single one as it comes."""
+    sampling = Sampling(
+        _TEMPERATURE if arguments.temperature is None else arguments.temperature, arguments.top_k, arguments.top_p
+    )
     streams = len(arguments.prompt) == 1 and not arguments.show_probabilities
-    if streams:
+    if streams and writer.continues:
         console.write(arguments.prompt[0])
     continuations: list[Continuation] = []
     for new_text, continuations_so_far in writer.write(
@@ -84,18 +123,60 @@ def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
     if streams:
         console.write("\n")
     else:
-        for number, continuation in enumerate(continuations):
-            if number:
-                console.say("")
-            if arguments.show_probabilities:
-                console.probabilities(
-                    continuation.prompt,
-                    [run.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in continuation.tokens],
-                    np.exp(continuation.log_probabilities).tolist(),
-                )
-            else:
-                console.say(continuation.prompt + continuation.text)
-    return [vars(continuation) for continuation in continuations]
+        _show(continuations, writer.tokenizer, arguments, console, behind_prompts=writer.continues)
+    return continuations
+
+
+def _translate(translator: Translator, begins: bool, arguments: Arguments, console: Console) -> list[Continuation]:
+    """Shows the translation of each prompt."""
+    sources = [
+        encode_source(prompt, translator.tokenizer, translator.longest, begins=begins) for prompt in arguments.prompt
+    ]
+    beam = Beam(arguments.num_beams, arguments.length_penalty)
+    translations = translator.translate(sources, beam, batch_size=len(sources), max_tokens=arguments.max_tokens)
+    log_probabilities = translator.log_probabilities(sources, translations)
+    continuations = [
+        Continuation(prompt, translation.text, translation.tokens, log_p)
+        for prompt, translation, log_p in zip(arguments.prompt, translations, log_probabilities, strict=True)
+    ]
+    _show(continuations, translator.tokenizer, arguments, console)
+    return continuations
+
+
+def _fill(filler: Filler, arguments: Arguments, console: Console) -> list[Continuation]:
+    """Shows each prompt with its masks filled, or what fits best in each mask."""
+    continuations = []
+    for prompt, filled in zip(arguments.prompt, filler.fill(arguments.prompt), strict=True):
+        if arguments.show_probabilities:
+            rows = [
+                (number, repr(filler.tokenizer.decode([token])), f"{np.exp(log_p):8.2%}")
+                for number, fitting in enumerate(zip(filled.tokens, filled.log_probabilities, strict=True), start=1)
+                for token, log_p in zip(*fitting, strict=True)
+            ]
+            console.table(repr(prompt), ("mask", "token", "probability"), rows)
+        else:
+            console.say(filled.text)
+        best = filled.tokens[:, 0].tolist(), filled.log_probabilities[:, 0].tolist()
+        continuations.append(Continuation(prompt, filled.text, *best))
+    return continuations
+
+
+def _show(
+    continuations: Sequence[Continuation],
+    tokenizer: Tokenizer,
+    arguments: Arguments,
+    console: Console,
+    behind_prompts: bool = False,
+) -> None:
+    """Shows several texts, each token by token if that is asked for."""
+    for number, continuation in enumerate(continuations):
+        if number and (behind_prompts or arguments.show_probabilities):
+            console.say("")
+        if arguments.show_probabilities:
+            pieces = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in continuation.tokens]
+            console.probabilities(continuation.prompt, pieces, np.exp(continuation.log_probabilities).tolist())
+        else:
+            console.say(continuation.prompt * behind_prompts + continuation.text)
 
 
 def room_after(prompts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> int:
@@ -107,10 +188,25 @@ def room_after(prompts: Sequence[str], tokenizer: Tokenizer, max_length: int) ->
 
 
 class Writer:
-    """A model ready to write: its layers laid out one by one, once for all prompts."""
+    """A model ready to write: its layers laid out one by one, once for all prompts.
 
-    def __init__(self, plan: Blueprint, params: Params, tokenizer: Tokenizer, mesh: Mesh, precision: str = "float32"):
+    A decoder continues prompts. An encoder-decoder reads them, after the start token if `sources_begin`, and writes
+    what it makes of them.
+    """
+
+    def __init__(
+        self,
+        plan: Blueprint,
+        params: Params,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        precision: str = "float32",
+        *,
+        sources_begin: bool = False,
+    ):
         self.config, self.tokenizer, self.mesh = plan.config, tokenizer, mesh
+        self._sources_begin = sources_begin
+        self.continues = isinstance(plan.config, DecoderConfig)
         dtype = jnp.dtype(precision)
         with jax.set_mesh(mesh):
             self._model, self._layers = jax.jit(
@@ -127,12 +223,9 @@ class Writer:
         sampling.validate()
         if "" in stop:
             raise ValueError("a stop text is empty, and every text ends with it; give --stop TEXT")
-        if not prompts:
-            raise ValueError("there is no prompt; give --prompt TEXT, which may be empty")
-        tokens = [
-            np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32) for prompt in prompts
-        ]
-        room = room_after(prompts, self.tokenizer, self.config.max_length)
+        read = [self._read(prompt) for prompt in prompts]
+        longest = self.config.max_length
+        room = room_after(prompts, self.tokenizer, longest) if self.continues else longest
         wanted = min(200, room) if max_tokens is None else max_tokens
         if not 1 <= wanted <= room:
             raise ValueError(
@@ -144,7 +237,7 @@ class Writer:
         streams = [self.tokenizer.stream() for _ in prompts]
         shown = ""
         done = [False] * len(prompts)
-        for drawn, log_p in self._draw(tokens, wanted, sampling, seed):
+        for drawn, log_p in self._draw(read, wanted, sampling, seed):
             for number, continuation in enumerate(continuations):
                 if done[number]:
                     continue
@@ -171,6 +264,17 @@ class Writer:
             continuation.text += stream.finish()
         yield continuations[0].text[len(shown) :], continuations
 
+    def _read(self, prompt: str) -> np.ndarray:
+        """What the model reads of a prompt."""
+        if not self.continues:
+            return encode_source(prompt, self.tokenizer, self.config.max_length, begins=self._sources_begin)
+        if mentions_mask(prompt):
+            raise ValueError(
+                f"the prompt {prompt!r} has a mask, and a decoder continues text and fills none; name an encoder's "
+                "run, or leave the mask out"
+            )
+        return np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32)
+
     def _draw(
         self, prompts: list[np.ndarray], wanted: int, sampling: Sampling, seed: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -185,14 +289,9 @@ class Writer:
             batch[row, : len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
 
-        def place(x: np.ndarray) -> jax.Array:
-            return jax.device_put(x, batch_sharding(self.mesh, x.shape))
-
         stop = jnp.array([self.tokenizer.end_id], jnp.int32)
         with jax.set_mesh(self.mesh):
-            decoding = start(
-                self._model, self._layers, place(batch), place(lengths), cache_length=-(-(longest + wanted) // 64) * 64
-            )
+            decoding = self._begin(batch, lengths, -(-((longest if self.continues else 1) + wanted) // 64) * 64)
             for begin in range(0, wanted, _CHUNK):
                 decoding, drawn, log_p = extend(
                     self._model,
@@ -208,3 +307,16 @@ class Writer:
                 yield drawn, log_p
                 if (drawn[: len(prompts), -1] < 0).all():
                     return
+
+    def _begin(self, batch: np.ndarray, lengths: np.ndarray, cache_length: int) -> Decoding:
+        """Reads prompts, [rows, length], of which each row has `lengths` tokens."""
+
+        def place(x: np.ndarray) -> jax.Array:
+            return jax.device_put(x, batch_sharding(self.mesh, x.shape))
+
+        if self.continues:
+            return start(self._model, self._layers, place(batch), place(lengths), cache_length=cache_length)
+        segments = (np.arange(batch.shape[1]) < lengths[:, None]).astype(np.int32)
+        first = np.full((len(batch), 1), decoder_start_id(self.config, self.tokenizer), np.int32)
+        sources, opened = (place(batch), place(segments)), (place(first), place(np.ones_like(lengths)))
+        return start_from_source(self._model, self._layers, *sources, *opened, cache_length=cache_length)

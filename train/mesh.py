@@ -76,8 +76,8 @@ def check_batch(
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array [batch, length, ...] lies: rows over data and fsdp, length over context."""
-    axes = ("act_batch", "act_length")[: len(shape)] + (None,) * (len(shape) - 2)
+    """Where an array lies: [batch, length], rows over data and fsdp, and length over context; others by rows alone."""
+    axes = ("act_batch", "act_length") if len(shape) == 2 else ("act_batch", *(None,) * (len(shape) - 1))
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 

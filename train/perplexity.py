@@ -7,7 +7,7 @@ separate segments. Nats are computed in float32 and summed on the host in float6
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from data.tokenizers.base import Tokenizer
 from model.parameters import Params, merge
 from model.sharding import axis_size
 from train.mesh import place_batch, replicated
-from train.objectives.objective import Objective, Rows
+from train.objectives.objective import Rows, WindowObjective
 from train.state import Blueprint
 
 _STRETCH = 1 << 22  # tokens that are counted at a time
@@ -49,12 +49,6 @@ class Score:
         }
 
 
-def summary(figures: Mapping[str, float]) -> str:
-    """Figures in a line."""
-    nats, perplexity, bits = (figures[name] for name in ("nats_per_token", "perplexity", "bits_per_byte"))
-    return f"{nats:.4f} nats a token, perplexity {perplexity:.2f}, {bits:.3f} bits a byte"
-
-
 class PerplexityMeter:
     """Scores text with a model; compiled once for all the texts it is used on.
 
@@ -64,7 +58,7 @@ class PerplexityMeter:
     def __init__(
         self,
         plan: Blueprint,
-        objective: Objective,
+        objective: WindowObjective,
         mesh: Mesh,
         *,
         window: int,

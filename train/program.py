@@ -1,9 +1,8 @@
 """A run's program: all that follows from its configuration and a mesh, before any data is read or any array made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from model.distillation import FROZEN, DistillationConfig, student_from_teacher
 from model.parameters import Params
 from train.config import RunConfig
 from train.mesh import batch_sharding, check_batch, replicated
@@ -41,23 +41,30 @@ class Program:
         Raises ValueError for what the mesh does not divide.
         """
         objective = make_objective(config.objective)
-        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length, objective.length_multiple)
+        for length in config.data.lengths or (0,):
+            check_batch(mesh, config.batch_size, config.micro_batches, length, objective.length_multiple)
         plan = blueprint(config.model)
-        trainable = trainable_names(plan.declared, config.freeze)
+        frozen = FROZEN if isinstance(config.model, DistillationConfig) else ()
+        trainable = trainable_names(plan.declared, (*config.freeze, *frozen))
         schedule = make_schedule(config.optimizer, config.steps)
         optimizer = make_optimizer(config.optimizer, schedule, {name: plan.declared[name] for name in trainable})
         abstract = abstract_state(plan, optimizer, trainable, mesh)
         return cls(config, mesh, plan, objective, optimizer, schedule, trainable, abstract)
 
     def first_state(self, params: Params | None = None) -> TrainState:
-        """The state before step 1, with these weights or fresh ones, made where it lies."""
-        start = partial(initial_state, optimizer=self.optimizer, trainable=self.trainable)
+        """The state before step 1, with these weights, and fresh ones for what is not among them, where it lies."""
         shardings = shardings_of(self.abstract)
+
+        def start(given: Params) -> TrainState:
+            params = {**self.plan.init(self.config.seed), **given}
+            model, objective = self.config.model, self.config.objective
+            if isinstance(model, DistillationConfig) and getattr(objective, "start_from_teacher", False):
+                params = student_from_teacher(model, params)
+            return initial_state(params, self.optimizer, self.trainable)
+
         with jax.set_mesh(self.mesh):
-            if params is not None:
-                placed = {name: jax.device_put(value, shardings.params[name]) for name, value in params.items()}
-                return jax.jit(start, out_shardings=shardings)(placed)
-            return jax.jit(lambda: start(self.plan.init(self.config.seed)), out_shardings=shardings)()
+            placed = {name: jax.device_put(value, shardings.params[name]) for name, value in (params or {}).items()}
+            return jax.jit(start, out_shardings=shardings)(placed)
 
     def compile_step(self, row: Mapping[str, np.ndarray]) -> Any:
         """The step (state, batch) -> (state, metrics) for batches of rows like `row`, compiled, its state donated."""
@@ -80,9 +87,36 @@ class Program:
         with jax.set_mesh(self.mesh):
             return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(self.abstract, batch).compile()
 
+    def weights_of(self, source: Mapping[str, Any], report: Callable[[str], None]) -> Params:
+        """Of another model's weights those that this one has; `report` is told of what begins afresh or is left.
+
+        A distillation's are its teacher's. Raises ValueError where a weight has another shape.
+        """
+        declared = self.plan.declared
+        if isinstance(self.config.model, DistillationConfig):
+            source = {f"teacher.{name}": value for name, value in source.items()}
+        kept = {name: value for name, value in source.items() if name in declared}
+        for name, value in kept.items():
+            if value.shape != declared[name].shape:
+                raise ValueError(
+                    f"{name} has the shape {list(value.shape)} where --from has it, and {list(declared[name].shape)} "
+                    "in the recipe's model; take a recipe of the same model"
+                )
+        for names, fate in ((declared.keys() - kept.keys(), "begin afresh"), (source.keys() - kept.keys(), "are left")):
+            if names:
+                listed = ", ".join(sorted(names)[:4]) + (" and more" if len(names) > 4 else "")
+                report(f"of the weights, {listed} {fate}")
+        return kept
+
     def state_bytes(self) -> int:
         """Bytes of parameters and optimizer state on one device."""
         return sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(self.abstract)
         )
+
+
+def tokens_per_row(model: Any, row: Mapping[str, np.ndarray]) -> int:
+    """How many tokens the layers see of a row: of its source and its target, and an image's patches and class token."""
+    text = sum(row[name].shape[0] for name in ("tokens", "source_tokens") if name in row)
+    return text + (1 + getattr(model, "vision", model).num_patches if "images" in row else 0)

@@ -1,43 +1,41 @@
 """Named runs: functions that return a whole `RunConfig`, of which the command line overrides values.
 
-The recipes of published models take over what is published of their training; what is not, or what we do in another
-way, is said here:
-
-- text is what `--data.path` names, as bytes unless `--data.tokenizer` names a tokenizer; without either, a model of
-  any size trains on the embedded text, to try what it needs;
-- the learning rate falls over all steps, GPT-3's over the first 260 of its 300 billion tokens;
-- batches do not grow, those of GPT-3, Llama 3 and PaLM did;
-- GPT-2's learning rates are not published, and are those of GPT-3's models of the same size; its run has a length that
-  is known to do (300 billion tokens, about thirty times over the text that it was trained on);
-- Llama 3.2's small models were distilled from larger ones, and here are trained on their own.
-
-None of these was run at its published size.
+Small ones are here, for laptops and for trying things out; those of published models are in train/published.py.
 """
 
 import difflib
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from etils import epath
 
 from data.dataset import DataConfig
+from data.images import ImagesConfig
+from data.own_code import call_own
 from data.sources import names_code
 from model.decoder import DecoderConfig
+from model.distillation import DistillationConfig
 from model.encoder import EncoderConfig
+from model.generator_discriminator import GeneratorDiscriminatorConfig
+from model.image_decoder import ImageDecoderConfig
 from model.presets import PRESETS
+from model.recurrent import RecurrentConfig
+from model.vision import VisionConfig
 from train.config import EvaluateConfig, RunConfig, SampleConfig, from_json
-from train.mesh import MeshConfig
-from train.objectives.causal_lm import CausalLMConfig
+from train.objectives.caption import CaptionConfig
+from train.objectives.classify import ClassifyConfig, ClassifyImagesConfig
+from train.objectives.denoising import DenoisingConfig
+from train.objectives.distill import DistillConfig
 from train.objectives.masked_lm import MaskedLMConfig
+from train.objectives.replaced_token import ReplacedTokenConfig
+from train.objectives.seq2seq import Seq2SeqConfig
+from train.objectives.span_corruption import SpanCorruptionConfig
+from train.objectives.table import make_objective
 from train.optimizer import OptimizerConfig
-
-_MUST_BE_GIVEN = ""
+from train.published import MUST_BE_GIVEN, PAIRS, PUBLISHED
 
 
 def tiny() -> RunConfig:
@@ -71,7 +69,7 @@ def char_shakespeare() -> RunConfig:
     return RunConfig(
         name="char_shakespeare",
         model=DecoderConfig(num_layers=4, model_dim=128, num_heads=4, vocab_size=66, max_length=64),
-        data=DataConfig(path=_MUST_BE_GIVEN, tokenizer="characters", max_length=64),
+        data=DataConfig(path=MUST_BE_GIVEN, tokenizer="characters", max_length=64),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, final_fraction=0.05, b2=0.99),
         steps=2000,
         batch_size=12,
@@ -90,7 +88,7 @@ def books() -> RunConfig:
     return RunConfig(
         name="books",
         model=_llama(num_layers=4, model_dim=256, num_heads=8, num_kv_heads=4, vocab_size=4096, max_length=256),
-        data=DataConfig(path=_MUST_BE_GIVEN, tokenizer="sentencepiece", max_length=256),
+        data=DataConfig(path=MUST_BE_GIVEN, tokenizer="sentencepiece", max_length=256),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, final_fraction=0.05),
         steps=2400,
         batch_size=8,
@@ -100,21 +98,180 @@ def books() -> RunConfig:
 
 
 def bert_tiny() -> RunConfig:
-    """A small BERT learns the text that Python carries, masked.
+    """A small BERT learns the text that Python carries, masked, or that of --data.path.
 
-    jumok train bert_tiny
-
-    Its first 60 steps were run, and not yet the whole.
+    jumok train bert_tiny --data.path books/ --data.valid-path other-books/
     """
     return RunConfig(
         name="bert_tiny",
-        model=EncoderConfig(num_layers=4, model_dim=192, num_heads=6, vocab_size=2048, max_length=128),
+        model=_bert(),
         data=DataConfig(tokenizer="sentencepiece", max_length=128),
         objective=MaskedLMConfig(),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
-        steps=1000,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, b2=0.98, weight_decay=0.01),
+        steps=3000,
         batch_size=16,
         evaluate=EvaluateConfig(every=500, tokens=20_000),
+        sample=SampleConfig(tokens=0),
+    )
+
+
+def electra_tiny() -> RunConfig:
+    """A small ELECTRA, for as much computing as `bert_tiny`: a discriminator of its size, and a generator half as wide.
+
+    jumok train electra_tiny --data.path books/ --data.valid-path other-books/
+    """
+    return replace(
+        bert_tiny(),
+        name="electra_tiny",
+        model=GeneratorDiscriminatorConfig(
+            generator=_bert(model_dim=96, num_heads=3, embedding_dim=192),
+            discriminator=_bert(head="replaced_token", pooler_activation="gelu"),
+        ),
+        objective=ReplacedTokenConfig(),
+        steps=2200,
+    )
+
+
+def distilbert_tiny() -> RunConfig:
+    """A student with half of its teacher's layers, by DistilBERT's three losses.
+
+    jumok train distilbert_tiny --objective.teacher runs/bert_tiny --data.path books/
+    """
+    return replace(
+        bert_tiny(),
+        name="distilbert_tiny",
+        model=DistillationConfig(student=_bert(num_layers=2), teacher=_bert()),
+        objective=DistillConfig(teacher=MUST_BE_GIVEN, start_from_teacher=True),
+        steps=1000,
+    )
+
+
+def classify() -> RunConfig:
+    """Texts and their classes, from scratch, or with --from from a model that knows its language.
+
+    jumok train classify --from runs/bert_tiny --data.path sms.tsv --data.label-column label
+    """
+    return RunConfig(
+        name="classify",
+        model=_bert(head="sequence_classification"),
+        data=DataConfig(MUST_BE_GIVEN, label_column="label", tokenizer="sentencepiece", max_length=128, too_long="cut"),
+        objective=ClassifyConfig(),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4, warmup_steps=50, schedule="linear", final_fraction=0.0, b2=0.98, weight_decay=0.01
+        ),
+        steps=600,
+        batch_size=32,
+        evaluate=EvaluateConfig(every=200),
+        sample=SampleConfig(tokens=0),
+    )
+
+
+def vit_mnist() -> RunConfig:
+    """A small vision transformer learns to read digits, in 49 patches of 4 x 4 pixels.
+
+    jumok train vit_mnist --data.path train-images-idx3-ubyte.gz
+    """
+    return RunConfig(
+        name="vit_mnist",
+        model=_digits(head="classification", num_classes=10),
+        data=ImagesConfig(MUST_BE_GIVEN, shift=2),
+        objective=ClassifyImagesConfig(),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, final_fraction=0.01, weight_decay=0.05),
+        steps=4000,
+        batch_size=128,
+        evaluate=EvaluateConfig(every=1000),
+        sample=SampleConfig(tokens=0),
+    )
+
+
+def caption_mnist() -> RunConfig:
+    """The image as the prefix of a decoder that writes the digit's name, letter by letter.
+
+    jumok train caption_mnist --data.path train-images-idx3-ubyte.gz
+    """
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return replace(
+        vit_mnist(),
+        name="caption_mnist",
+        model=ImageDecoderConfig(
+            vision=_digits(head="none"),
+            decoder=_llama(num_layers=1, model_dim=64, num_heads=4, num_kv_heads=4, vocab_size=257, max_length=8),
+            classes=names,
+        ),
+        data=ImagesConfig(MUST_BE_GIVEN, shift=2, tokenizer="bytes"),
+        objective=CaptionConfig(),
+        steps=1000,
+    )
+
+
+def t5_tiny() -> RunConfig:
+    """A small T5 learns the text that Python carries, or that of --data.path, by span corruption.
+
+    jumok train t5_tiny --data.path books/ --data.valid-path other-books/
+    """
+    return RunConfig(
+        name="t5_tiny",
+        model=replace(PRESETS["t5-v1.1-small"], **_ENCODER_DECODER, mlp_dim=384),
+        data=DataConfig(tokenizer="sentencepiece", max_length=128, packing="contiguous"),
+        objective=SpanCorruptionConfig(),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, weight_decay=0.01),
+        steps=2000,
+        batch_size=16,
+        evaluate=EvaluateConfig(every=500, tokens=50_000),
+        sample=SampleConfig(tokens=0),
+    )
+
+
+def bart_tiny() -> RunConfig:
+    """A small BART learns the same by denoising: its sentences are shuffled, and spans of them hidden.
+
+    jumok train bart_tiny --data.path books/ --data.valid-path other-books/
+    """
+    return replace(
+        t5_tiny(),
+        name="bart_tiny",
+        model=replace(PRESETS["bart-base"], **_ENCODER_DECODER, mlp_dim=768, max_length=128),
+        objective=DenoisingConfig(),
+    )
+
+
+def bart_molecules() -> RunConfig:
+    """Molecules as SMILES, letter by letter, by a pre-norm BART as MegaMolBART is: many in a row, each on its own.
+
+    jumok train bart_molecules --data.path qm9.csv
+    """
+    return replace(
+        bart_tiny(),
+        name="bart_molecules",
+        model=replace(
+            PRESETS["megamolbart-style-xsmall"], **_ENCODER_DECODER | {"vocab_size": 64}, mlp_dim=768, max_length=128
+        ),
+        data=DataConfig(MUST_BE_GIVEN, text_column="smiles", tokenizer="characters", max_length=128, whole=True),
+        objective=DenoisingConfig(rate=0.15, permute_sentences=False),
+    )
+
+
+def translation(name: str) -> RunConfig:
+    r"""Pairs of sentences, some ten thousand of them: a Transformer, or recurrent networks of its size.
+
+    jumok train transformer-tiny --data.source-path train.en --data.target-path train.de \
+        --data.valid-source-path val.en --data.valid-target-path val.de
+    """
+    is_recurrent = isinstance(PRESETS[name], RecurrentConfig)
+    return RunConfig(
+        name=name,
+        model=PRESETS[name],
+        data=replace(PAIRS, tokenizer="sentencepiece", max_length=64),
+        objective=Seq2SeqConfig(label_smoothing=0.1),
+        optimizer=OptimizerConfig(
+            learning_rate=4e-3 if is_recurrent else 2e-3,
+            warmup_steps=200 if is_recurrent else 500,
+            b2=0.98,
+            weight_decay=0.01,
+        ),
+        steps=3000,
+        batch_size=32,
+        evaluate=EvaluateConfig(every=500),
         sample=SampleConfig(tokens=0),
     )
 
@@ -141,108 +298,64 @@ def _llama(model_dim: int, **fields: Any) -> DecoderConfig:
     return DecoderConfig(model_dim=model_dim, mlp_dim=_swiglu_size(model_dim), **fields)
 
 
+def _bert(model_dim: int = 192, **fields: Any) -> EncoderConfig:
+    """A small BERT."""
+    fields = {"num_layers": 4, "num_heads": 6, "vocab_size": 4096, "max_length": 128} | fields
+    return EncoderConfig(model_dim=model_dim, **fields)
+
+
+def _digits(**fields: Any) -> VisionConfig:
+    """A small vision transformer for MNIST."""
+    return VisionConfig(num_layers=4, model_dim=64, num_heads=4, image_size=28, patch_size=4, channels=1, **fields)
+
+
+_ENCODER_DECODER: dict[str, Any] = {
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "model_dim": 192,
+    "num_heads": 6,
+    "head_dim": 32,
+    "vocab_size": 4096,
+    "decoder_start_id": None,
+}
+
+
 def _swiglu_size(model_dim: int) -> int:
     """The width of a gated layer whose three matrices hold about as much as the two of a plain one of 4 model_dim."""
     return -(-8 * model_dim // 3 // 64) * 64
 
 
-@dataclass(frozen=True)
-class _Published:
-    """How a model was trained: peak learning rate, rows of a batch and tokens of a row, all tokens, warm-up steps."""
-
-    learning_rate: float
-    batch_size: int
-    length: int
-    tokens: float
-    warmup_steps: int
-    fsdp: bool = False  # whether its state wants to be spread over the devices
-
-
-_PUBLISHED = {
-    "distilgpt2": _Published(6e-4, 512, 1024, 300e9, 715),
-    "gpt2-124m": _Published(6e-4, 512, 1024, 300e9, 715),
-    "gpt2-355m": _Published(3e-4, 512, 1024, 300e9, 715),
-    "gpt2-774m": _Published(2.5e-4, 512, 1024, 300e9, 715),
-    "gpt2-1.5b": _Published(2e-4, 512, 1024, 300e9, 715),
-    "gpt3-125m": _Published(6e-4, 256, 2048, 300e9, 715),
-    "gpt3-350m": _Published(3e-4, 256, 2048, 300e9, 715),
-    "gpt3-760m": _Published(2.5e-4, 256, 2048, 300e9, 715),
-    "gpt3-1.3b": _Published(2e-4, 512, 2048, 300e9, 358, fsdp=True),
-    "gpt3-2.7b": _Published(1.6e-4, 512, 2048, 300e9, 358, fsdp=True),
-    "gpt3-6.7b": _Published(1.2e-4, 1024, 2048, 300e9, 179, fsdp=True),
-    "gpt3-13b": _Published(1e-4, 1024, 2048, 300e9, 179, fsdp=True),
-    "gpt3-175b": _Published(0.6e-4, 1536, 2048, 300e9, 119, fsdp=True),
-    "llama1-7b": _Published(3e-4, 2048, 2048, 1.0e12, 2000, fsdp=True),
-    "llama1-13b": _Published(3e-4, 2048, 2048, 1.0e12, 2000, fsdp=True),
-    "llama1-33b": _Published(1.5e-4, 2048, 2048, 1.4e12, 2000, fsdp=True),
-    "llama1-65b": _Published(1.5e-4, 2048, 2048, 1.4e12, 2000, fsdp=True),
-    "llama2-7b": _Published(3e-4, 1024, 4096, 2.0e12, 2000, fsdp=True),
-    "llama2-13b": _Published(3e-4, 1024, 4096, 2.0e12, 2000, fsdp=True),
-    "llama2-70b": _Published(1.5e-4, 1024, 4096, 2.0e12, 2000, fsdp=True),
-    "llama3-8b": _Published(3e-4, 1024, 8192, 15e12, 2000, fsdp=True),
-    "llama3-70b": _Published(1.5e-4, 1024, 8192, 15e12, 2000, fsdp=True),
-    "llama3.1-8b": _Published(3e-4, 1024, 8192, 15e12, 2000, fsdp=True),
-    "llama3.1-70b": _Published(1.5e-4, 1024, 8192, 15e12, 2000, fsdp=True),
-    "llama3.1-405b": _Published(8e-5, 2048, 8192, 15e12, 8000, fsdp=True),
-    "llama3.2-1b": _Published(3e-4, 1024, 8192, 9e12, 2000, fsdp=True),
-    "llama3.2-3b": _Published(3e-4, 1024, 8192, 9e12, 2000, fsdp=True),
-    "llama3.3-70b": _Published(1.5e-4, 1024, 8192, 15e12, 2000, fsdp=True),
-    "palm-8b": _Published(1e-2, 512, 2048, 780e9, 10_000, fsdp=True),
-    "palm-62b": _Published(1e-2, 512, 2048, 795e9, 10_000, fsdp=True),
-    "palm-540b": _Published(1e-2, 2048, 2048, 780e9, 10_000, fsdp=True),
-}
-
-
-# Adafactor without factors; its rate is at the peak for `warmup_steps`, then falls with the root of the steps.
-_PALM_OPTIMIZER = OptimizerConfig(
-    name="adafactor",
-    schedule="rsqrt",
-    factored=False,
-    b1=0.9,
-    weight_decay=1.0,
-    weight_decay_power=2.0,
-    clip_norm=1.0,
+_TRANSLATION = (
+    *("transformer-tiny", "lstm-tiny", "lstm-attention-tiny"),
+    *("rnn-tiny", "rnn-attention-tiny", "gru-tiny", "gru-attention-tiny"),
 )
-
-
-def published(name: str) -> RunConfig:
-    """The run of a published model, from the tables model/presets.py and, above, `_PUBLISHED`.
-
-    jumok train gpt2-124m --data.path "text/*.jsonl" --data.tokenizer tokenizer/
-    """
-    run = _PUBLISHED[name]
-    return RunConfig(
-        name=name,
-        model=replace(PRESETS[name], remat="full" if run.fsdp else "none"),
-        data=DataConfig(max_length=run.length),
-        optimizer=replace(
-            _PALM_OPTIMIZER if name.startswith("palm") else OptimizerConfig(),
-            learning_rate=run.learning_rate,
-            warmup_steps=run.warmup_steps,
-        ),
-        objective=CausalLMConfig(z_loss=1e-4) if name.startswith("palm") else CausalLMConfig(),
-        mesh=MeshConfig(data=1, fsdp=-1) if run.fsdp else MeshConfig(),
-        steps=round(run.tokens / (run.batch_size * run.length)),
-        batch_size=run.batch_size,
-        evaluate=EvaluateConfig(every=1000, tokens=1_000_000),
-    )
-
-
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tiny": tiny,
     "char_shakespeare": char_shakespeare,
     "books": books,
     "smoke": smoke,
     "bert_tiny": bert_tiny,
-    **{name: partial(published, name) for name in _PUBLISHED},
+    "electra_tiny": electra_tiny,
+    "distilbert_tiny": distilbert_tiny,
+    "classify": classify,
+    "vit_mnist": vit_mnist,
+    "caption_mnist": caption_mnist,
+    "t5_tiny": t5_tiny,
+    "bart_tiny": bart_tiny,
+    "bart_molecules": bart_molecules,
+    **{name: partial(translation, name) for name in _TRANSLATION},
+    **PUBLISHED,
 }
 DEFAULT = "tiny"
 
 
 def needs(config: RunConfig) -> list[str]:
     """The options that a user has to give before this runs, without "--"."""
-    data = config.data
-    return ["data.path"] if data.path == _MUST_BE_GIVEN and not (data.mixture or data.source_path) else []
+    data, learned = config.data, make_objective(config.objective).rows
+    teacher = ["objective.teacher"] if isinstance(config.objective, DistillConfig) else []
+    if data.path != MUST_BE_GIVEN or (isinstance(data, DataConfig) and (data.mixture or data.source_path)):
+        return teacher
+    return ["data.source-path", "data.target-path"] if learned == "pairs" else ["data.path", *teacher]
 
 
 def find_recipe(name: str) -> RunConfig:
@@ -256,7 +369,10 @@ def find_recipe(name: str) -> RunConfig:
     if name.endswith(".json"):
         return _read(epath.Path(name))
     if ":" in name:
-        return _call(*name.split(":", 1))
+        config = call_own(name, "recipe")
+        if not isinstance(config, RunConfig):
+            raise ValueError(f"the recipe {name} must return a RunConfig, got {type(config).__name__}")
+        return config
     nearest = difflib.get_close_matches(name, RECIPES, 1, 0)[0]
     raise ValueError(
         f"there is no recipe {name!r}; the nearest is {nearest!r}, `jumok recipes` lists all, and module:function or a "
@@ -271,19 +387,8 @@ def _read(path: epath.Path) -> RunConfig:
         raise ValueError(f"{path} cannot be read as a configuration: {error}") from None
     config = from_json(RunConfig, value, str(path))
     data = config.data
-    for named in (*(portion.path for portion in data.portions()), data.valid_path or ""):
+    paths = [portion.path for portion in data.portions()] if isinstance(data, DataConfig) else []
+    for named in (*paths, data.valid_path or ""):
         if names_code(named):
             raise ValueError(f"{path}: data.path names code, {named}, and what a file names is not run; use a recipe")
-    return config
-
-
-def _call(module: str, function: str) -> RunConfig:
-    sys.path.append(os.getcwd())  # behind everything else, so that the user's data/ folder is not our package
-    try:
-        recipe = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the recipe {module}:{function} cannot be found: {error}") from None
-    config = recipe()
-    if not isinstance(config, RunConfig):
-        raise ValueError(f"the recipe {module}:{function} must return a RunConfig, got {type(config).__name__}")
     return config

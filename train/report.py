@@ -1,24 +1,24 @@
 """What a run says of itself: before its first step what it is and needs, and then, every few steps, how it goes."""
 
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
 from data.dataset import Dataset
-from data.loader import Loader
-from data.shards import Corpus
-from model.cost import count_parameters, train_flops_per_token
+from data.images import ImageDataset
+from data.loader import Batch, Loader
+from model.cost import count_parameters, train_flops_per_row, train_flops_per_token
+from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
 from train.config import ProfileConfig, RunConfig
 from train.console import Console
 from train.hardware import memory_in_use, memory_limit, mfu, peak_flops
+from train.held_out import summary
 from train.mesh import describe_mesh
 from train.metrics import Metrics, ProgressLine
-from train.objectives.table import make_objective
-from train.perplexity import summary
-from train.program import Program
+from train.program import Program, tokens_per_row
 from train.run_directory import RunDirectory
 from train.step import Metrics as StepMetrics
 
@@ -30,13 +30,20 @@ class Diverged(RuntimeError):
     """Too many steps in a row had gradients that were not finite."""
 
 
-def announce(console: Console, program: Program, dataset: Dataset, loader: Loader, compiled: Any, where: str) -> None:
+def announce(
+    console: Console,
+    program: Program,
+    dataset: Dataset | ImageDataset,
+    loader: Loader,
+    row: Batch,
+    compiled: Any,
+    where: str,
+) -> None:
     """Shows what is about to run, all of it known before the first step."""
     config, model, device = program.config, program.config.model, jax.local_devices()[0]
     needed, state, limit = step_bytes(compiled), program.state_bytes(), memory_limit(device)
-    batch, length, parts = config.batch_size, config.data.max_length, config.micro_batches
-    held_out, examples = dataset.valid, config.steps * batch
-    tokens = sum(corpus.num_tokens for corpus in dataset.corpora)
+    batch, length, parts = config.batch_size, tokens_per_row(model, row), config.micro_batches
+    examples = config.steps * batch
     rows = sum(map(len, loader.sources))
     filled = sum(source.fill * len(source) for source in loader.sources) / rows
     shown = {
@@ -44,8 +51,7 @@ def announce(console: Console, program: Program, dataset: Dataset, loader: Loade
         "devices": f"{jax.device_count()} x {device.device_kind}, {describe_mesh(program.mesh, program.plan.declared)}",
         "memory a device": f"{_size(needed)}, {_size(state)} of it parameters and optimizer"
         + (f"; the limit is {_size(limit)}" if limit else ""),
-        "text": f"{_bytes(dataset.corpora)}{tokens:,} tokens ({dataset.tokenizer.kind})",
-        "held-out text": f"{_bytes([held_out])}{held_out.num_tokens:,} tokens",
+        **dataset.describe(),
         "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else ""),
         "rows": f"{rows:,} of {length:,} tokens, {filled:.1%} filled"
         + "".join(f", {source.left_out}" for source in loader.sources if source.left_out),
@@ -57,12 +63,6 @@ def announce(console: Console, program: Program, dataset: Dataset, loader: Loade
     console.table(config.name, ("", ""), list(shown.items()))
     if len(loader.sources) > 1:
         describe_mixture(console, loader, examples)
-
-
-def _bytes(corpora: Sequence[Corpus]) -> str:
-    """How many bytes of text there are; nothing where all of it would have to be decoded to know."""
-    counted = all(corpus.text_is_counted for corpus in corpora)
-    return f"{sum(corpus.num_bytes for corpus in corpora):,} bytes, " if counted else ""
 
 
 def drawn(loader: Loader, examples_seen: int) -> list[dict[str, Any]]:
@@ -126,17 +126,19 @@ def step_bytes(compiled: Any) -> int:
 class StepReport:
     """Logs a step once the next one is under way, so that the devices never wait for the host to read numbers."""
 
-    def __init__(self, config: RunConfig, metrics: Metrics, line: ProgressLine, start: int, examples: int):
+    def __init__(self, config: RunConfig, row: Batch, metrics: Metrics, line: ProgressLine, start: int, examples: int):
+        self.tokens_a_row = tokens_per_row(config.model, row)
         self._config, self._metrics, self._line = config, metrics, line
         self._waiting: tuple[int, StepMetrics] | None = None
         self._row: dict[str, Any] | None = None
         self._clock = (start, time.monotonic())
         self._nonfinite = 0
-        self._tokens = config.batch_size * config.data.max_length
-        self._before = examples * config.data.max_length - start * self._tokens  # steps may have been of other sizes
-        predicted = make_objective(config.objective).predicted(config.data.max_length)
-        self._flops = train_flops_per_token(config.model, config.data.max_length, predicted=predicted)
-        self._palm_flops = train_flops_per_token(config.model, config.data.max_length, "palm")
+        self._tokens = config.batch_size * self.tokens_a_row
+        self._before = examples * self.tokens_a_row - start * self._tokens  # steps may have been of other sizes
+        self._flops = train_flops_per_row(config.model, row) / self.tokens_a_row
+        self._palm_flops = None
+        if isinstance(config.model, DecoderConfig | EncoderConfig):  # it is defined for one stack of layers
+            self._palm_flops = train_flops_per_token(config.model, self.tokens_a_row, "palm")
         self._device = jax.local_devices()[0]
         self._peak = peak_flops(self._device)
         self.loss: float | None = None
@@ -164,7 +166,7 @@ class StepReport:
             return
         self._metrics.log(row | {f"eval/{name}": value for name, value in (evaluation or {}).items()})
         if evaluation:
-            self._line.note(f"step {row['step']}: held-out text: {summary(evaluation)}")
+            self._line.note(f"step {row['step']}: held-out data: {summary(evaluation)}")
         if row["learning/nonfinite_in_row"] >= self._config.nonfinite_limit:
             raise Diverged(
                 f"the last {row['learning/nonfinite_in_row']} steps up to {row['step']} had gradients that were not "
@@ -194,7 +196,7 @@ class StepReport:
             "perf/per_device_tokens_per_sec": rate,
             "perf/per_device_tflops_per_sec": rate * self._flops / 1e12,
             "perf/mfu": utilisation,
-            "perf/mfu_palm": mfu(rate, self._palm_flops, self._peak),
+            "perf/mfu_palm": mfu(rate, self._palm_flops, self._peak) if self._palm_flops else None,
             "perf/memory_bytes": memory_in_use(self._device),
         }
         memory = (memory_in_use(self._device), memory_limit(self._device))

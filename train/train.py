@@ -18,20 +18,23 @@ from typing import Any
 
 import jax
 
-from data.dataset import Dataset, prepare_dataset
+from data.dataset import Dataset
+from data.images import ImageDataset
 from data.loader import Loader, prefetch
-from data.tokenizers.load import load_tokenizer
 from model.decode import Sampling
+from model.decoder import DecoderConfig
 from model.parameters import Params
 from train.checkpoint import Checkpoints
 from train.cluster import ClusterConfig, agree, join
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
 from train.generate import Writer, room_after
-from train.load import load_source
+from train.held_out import HeldOut, summary
+from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
 from train.mesh import make_mesh, place_batch
 from train.metrics import Metrics, ProgressLine
-from train.perplexity import PerplexityMeter, summary, unigram_score
+from train.objectives.objective import WindowObjective
+from train.perplexity import unigram_score
 from train.program import Program
 from train.report import Profile, StepReport, announce, describe_mixture, drawn
 from train.run_directory import RunDirectory
@@ -49,25 +52,26 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     run = RunDirectory(config.run_dir or f"runs/{config.name}")
     resumes = run.exists()
     source = None
-    if config.init_from and resumes:
+    if config.starts_from and resumes:
         config = with_model(config, from_json(RunConfig, run.read_config(), str(run.config)).model)
-    elif config.init_from:
-        source = load_source(config.init_from, config.mesh, console.say)
+    elif config.starts_from:
+        source = load_source(config.starts_from, config.mesh, console.say)
         config = with_model(config, source.model)
+    config = with_classes(config)
     validate(config)
     config = resolve(config)
     program = Program.of(config, make_mesh(config.mesh))
     if resumes:
         _refuse_other_configuration(run, config)
 
-    tokenizer = load_tokenizer(run.tokenizer) if resumes else source.tokenizer if source else None
-    with console.progress("reading the text") as progress:
-        dataset = prepare_dataset(
-            config.data, config.model.vocab_size, config.seed, tokenizer, progress, roles=program.objective.roles
-        )
-    loader = dataset.loader(config.data, config.seed, program.objective.preparation(dataset.tokenizer))
+    objective = program.objective
+    with console.progress("reading the data") as progress:
+        dataset = open_dataset(config, tokenizer_of(config), progress)
+    loader = dataset.loader(config.seed, objective.rows, preparation_of(objective, dataset))
     if config.sample.tokens:  # what could not be written at the end is refused now
         Sampling(config.sample.temperature).validate()
+        assert dataset.tokenizer
+        assert isinstance(config.model, DecoderConfig)  # validate() has seen to both
         room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
 
     with ExitStack() as open_things:
@@ -88,9 +92,9 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             _refuse_other_data(record, dataset, config)
         else:
             step, items, record = 0, {}, {}
-            if config.init_from and resumes:  # it ended before its first checkpoint
-                source = load_source(config.init_from, config.mesh, console.say)
-            state = program.first_state(source.params if source else None)
+            if config.starts_from and resumes:  # it ended before its first checkpoint
+                source = load_source(config.starts_from, config.mesh, console.say)
+            state = program.first_state(program.weights_of(source.params, console.say) if source else None)
         source = None  # frees the weights that it starts from
         agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
         last = min(config.steps, step + (config.stop_after or config.steps))
@@ -100,40 +104,34 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with console.progress("compiling the step"):
-            compiled = program.compile_step({name: array[0] for name, array in loader.rows_for(0, range(1)).items()})
+            row = {name: array[0] for name, array in loader.rows_for(0, range(1)).items()}
+            compiled = program.compile_step(row)
         announce(
             console,
             program,
             dataset,
             loader,
+            row,
             compiled,
             f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
         )
         if jax.process_index() == 0 and not newest:
-            dataset.tokenizer.save(run.tokenizer)
+            if dataset.tokenizer:
+                dataset.tokenizer.save(run.tokenizer)
             run.write_config(to_json(config))
 
         stop_request = open_things.enter_context(StopRequest())
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
         begin = int(state.examples_seen)
-        report = StepReport(config, metrics, line, step, begin)
-        window = min(config.data.max_length, config.model.max_length)
-        meter = PerplexityMeter(
-            program.plan,
-            program.objective,
-            program.mesh,
-            window=window,
-            stride=window,
-            batch_size=config.batch_size // config.micro_batches,
-        )
+        report = StepReport(config, row, metrics, line, step, begin)
+        held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
 
         def evaluate(params: Params, limit: int) -> dict[str, Any]:
-            """The figures of the held-out text; none where a signal breaks the evaluation off."""
-            held_out, tokenizer = dataset.valid, dataset.tokenizer
+            """The figures of the held-out data; none where a signal breaks the evaluation off."""
             with suppress(Stopped):
-                return meter.score(params, held_out, tokenizer, limit=limit, between=stop_request.break_off).figures()
+                return held_out.score(params, limit, stop_request.break_off)
             return {}
 
         def make_batch(position: int) -> dict[str, jax.Array]:
@@ -158,7 +156,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 report.write(figures)
                 if stopped or step == last or step % config.checkpoint.every == 0:
                     metrics.flush()  # rows up to a step are durable before its checkpoint commits
-                    record = _record(config, dataset, step, position + config.batch_size, report.loss, figures)
+                    record = _record(config, dataset, report, step, position + config.batch_size, figures)
                     checkpoints.save(step, _items(state), record)
                 report.restart_clock()
             if stopped:
@@ -185,19 +183,24 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _record(
-    config: RunConfig, dataset: Dataset, step: int, examples_seen: int, loss: float | None, figures: dict[str, Any]
+    config: RunConfig,
+    dataset: Dataset | ImageDataset,
+    report: StepReport,
+    step: int,
+    examples_seen: int,
+    figures: dict[str, Any],
 ) -> dict[str, Any]:
-    """What is saved beside the arrays."""
+    """What is saved beside the arrays; runs and checkpoints compare by the first of the figures."""
     return {
         "config": to_json(config),
         "step": step,
         "examples_seen": examples_seen,
-        "tokens": examples_seen * config.data.max_length,
-        "loss": loss,
+        "tokens": examples_seen * report.tokens_a_row,
+        "loss": report.loss,
         "data": dataset.digest,
         "held_out": dataset.valid.digest,
-        "tokenizer": dataset.tokenizer.digest,
-        "evaluation": figures.get("nats_per_token"),
+        "tokenizer": dataset.tokenizer.digest if dataset.tokenizer else None,
+        "evaluation": next(iter(figures.values()), None),
         "figures": figures,
     }
 
@@ -212,26 +215,35 @@ def _refuse_other_configuration(run: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _refuse_other_data(record: dict[str, Any], dataset: Dataset, config: RunConfig) -> None:
-    for name, now in (("tokenizer", dataset.tokenizer.digest), ("data", dataset.digest)):
+def _refuse_other_data(record: dict[str, Any], dataset: Dataset | ImageDataset, config: RunConfig) -> None:
+    tokenizer = dataset.tokenizer.digest if dataset.tokenizer else None
+    for name, now in (("tokenizer", tokenizer), ("data", dataset.digest)):
         if record[name] != now and not config.data.allow_changed:
             raise ValueError(
                 f"the {name} of {config.data.names()} is not what this run learned from so far "
-                f"(digest {record[name][:12]}, now {now[:12]}); "
+                f"(digest {str(record[name])[:12]}, now {str(now)[:12]}); "
                 "give the same text, or pass --data.allow-changed"
             )
 
 
 def _farewell(
-    console: Console, run: RunDirectory, program: Program, params: Params, dataset: Dataset, figures: dict[str, Any]
+    console: Console,
+    run: RunDirectory,
+    program: Program,
+    params: Params,
+    dataset: Dataset | ImageDataset,
+    figures: dict[str, Any],
 ) -> None:
     """The held-out figures beside a unigram model's, a sample to read, and what to try next."""
     config = program.config
     if figures:
+        console.say(f"held-out data: {summary(figures)}")
+    if figures and isinstance(program.objective, WindowObjective) and isinstance(dataset, Dataset):
         unigram = unigram_score(dataset.corpora, dataset.valid, dataset.tokenizer.vocab_size).figures()
-        console.say(f"held-out text: {summary(figures)}")
         console.say(f"a unigram model of the same tokens: {unigram['bits_per_byte']:.3f} bits a byte")
     if config.sample.tokens:
+        assert dataset.tokenizer
+        assert isinstance(config.model, DecoderConfig)
         console.say("\nwhat it writes:\n")
         writer = Writer(program.plan, params, dataset.tokenizer, program.mesh)
         sampling = Sampling(config.sample.temperature)
@@ -242,7 +254,8 @@ def _farewell(
         console.write("\n\n")
     here = "jumok" if shutil.which("jumok") else os.path.relpath(Path(sys.executable).with_name("jumok"))
     console.say(f"the run is in {run}; try next:")
-    for command in (f"evaluate {run}", f'generate {run} --prompt "..."', f"export {run} {run}-export"):
+    generate = [f'generate {run} --prompt "..."'] if program.objective.rows in ("text", "pairs") else []
+    for command in (f"evaluate {run}", *generate, f"export {run} {run}-export"):
         console.say(f"  {here} {command}")
 
 

@@ -45,9 +45,9 @@ _PROBES = (
 class Tokenizer(ABC):
     """What every kind has: ids 0..vocab_size-1, of which `start_id` opens a document and `end_id` closes it.
 
-    `specials` are the ids of the special tokens by role: start, end, pad, mask, separator, class, unknown; a kind has
-    some of them. `files` are kept with it unchanged: those of a foreign folder, and SentencePiece's model. `cuts` says
-    that a long text may be encoded in the parts that data/text.py cuts.
+    `specials` are the ids of the special tokens by role: start, end, pad, mask, separator, class, unknown, sentinel_0
+    and so on; a kind has some of them. `files` are kept with it unchanged: those of a foreign folder, and
+    SentencePiece's model. `cuts` says that a long text may be encoded in the parts that data/text.py cuts.
     """
 
     kind: str
@@ -94,7 +94,7 @@ class Tokenizer(ABC):
             ValueError: the tokenizer has none.
         """
         if role not in self.specials:
-            roles = ", ".join(self.specials) or "none"
+            roles = ", ".join(dict.fromkeys(known.partition("_")[0] for known in self.specials)) or "none"
             raise ValueError(f"this {self.kind} tokenizer has no {role} token; its special tokens are: {roles}")
         return self.specials[role]
 

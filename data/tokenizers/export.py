@@ -16,7 +16,7 @@ from data.tokenizers.base import END_OF_TEXT, Tokenizer
 from data.tokenizers.carried import CarriedTokenizer
 from data.tokenizers.hugging_face import LibraryTokenizer
 from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
-from data.tokenizers.roles import ROLES
+from data.tokenizers.roles import ROLES, usual_name
 from data.tokenizers.sentence_piece import SentencePieceTokenizer
 from data.tokenizers.tokenizer_json import TOKENIZER_JSON, added_token, bpe, byte_letters, document, encoded
 
@@ -47,14 +47,14 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     match tokenizer:
         case ByteTokenizer():
             # Byte-level BPE without merges; each byte has the letter that GPT-2 writes for it.
-            vocabulary = {letter: byte for byte, letter in enumerate(byte_letters())} | {END_OF_TEXT: tokenizer.end_id}
+            vocabulary = {letter: byte for byte, letter in enumerate(byte_letters())}
             by_letter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-            mark = added_token(tokenizer.end_id, END_OF_TEXT)
-            return document(bpe(vocabulary), [mark], pre_tokenizer=by_letter, decoder=by_letter)
+            return document(
+                bpe(vocabulary | _marks(tokenizer)), _added(tokenizer), pre_tokenizer=by_letter, decoder=by_letter
+            )
         case CharacterTokenizer():
             vocabulary = {character: i for i, character in enumerate(tokenizer.characters)}
-            vocabulary[END_OF_TEXT] = tokenizer.end_id
-            return document(bpe(vocabulary), [added_token(tokenizer.end_id, END_OF_TEXT)], decoder={"type": "Fuse"})
+            return document(bpe(vocabulary | _marks(tokenizer)), _added(tokenizer), decoder={"type": "Fuse"})
         case SentencePieceTokenizer(exportable=True):
             return _from_sentencepiece(tokenizer)
         case _:
@@ -76,7 +76,7 @@ def to_tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         name = "T5Tokenizer" if tokenizer.model_type == "unigram" else "LlamaTokenizer"
     return {
         "tokenizer_class": name,
-        **{ROLES[role][0]: _name(tokenizer, token) for role, token in named.items()},
+        **{ROLES[role][0]: _name(tokenizer, token) for role, token in named.items() if role in ROLES},
         "clean_up_tokenization_spaces": False,
     }
 
@@ -87,8 +87,19 @@ def _name(tokenizer: Tokenizer, token: int) -> str:
             return tokenizer.pieces[token]
         case LibraryTokenizer():
             return tokenizer.name(token)
+        case ByteTokenizer() | CharacterTokenizer():
+            return next(name for name, number in _marks(tokenizer).items() if number == token)
         case _:
-            return END_OF_TEXT
+            raise AssertionError(tokenizer.kind)
+
+
+def _marks(tokenizer: ByteTokenizer | CharacterTokenizer) -> dict[str, int]:
+    """The special tokens of a tokenizer that needed no training, by the names that they get."""
+    return {END_OF_TEXT: tokenizer.end_id} | {usual_name(role): tokenizer.specials[role] for role in tokenizer.roles}
+
+
+def _added(tokenizer: ByteTokenizer | CharacterTokenizer) -> list[dict[str, Any]]:
+    return [added_token(number, name) for name, number in _marks(tokenizer).items()]
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

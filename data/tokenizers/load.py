@@ -79,9 +79,9 @@ def _loaded_from(files: dict[str, bytes], path: epath.Path) -> Tokenizer:
         raise ValueError(f"{file} has format {version!r}, and this program reads format {FORMAT}; use a newer program")
     try:
         if kind == ByteTokenizer.kind:
-            tokenizer = ByteTokenizer()
+            tokenizer = ByteTokenizer(description.get("roles", ()))
         elif kind == CharacterTokenizer.kind:
-            tokenizer = CharacterTokenizer(description["characters"])
+            tokenizer = CharacterTokenizer(description["characters"], description.get("roles", ()))
         elif kind == SentencePieceTokenizer.kind:
             tokenizer = SentencePieceTokenizer(files["tokenizer.model"], files)
         elif kind in (LibraryTokenizer.kind, CarriedTokenizer.kind):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import count, takewhile
 from typing import Any
 
 # For each role: how tokenizer_config.json calls it, and the usual names, which count where no file says anything.
@@ -14,6 +15,17 @@ ROLES = {
     "class": ("cls_token", ("[CLS]",)),
     "unknown": ("unk_token", ("<unk>", "[UNK]")),
 }
+_SENTINEL = "sentinel_"
+
+
+def sentinel_role(number: int) -> str:
+    """The role of the token that stands for a span that is left out of a text (T5), the spans numbered from 0."""
+    return f"{_SENTINEL}{number}"
+
+
+def usual_name(role: str) -> str:
+    """What a token for a role is called where it is made here; sentinels as in T5, "<extra_id_0>"."""
+    return f"<extra_id_{role.removeprefix(_SENTINEL)}>" if role.startswith(_SENTINEL) else ROLES[role][1][0]
 
 
 def find_specials(
@@ -39,6 +51,8 @@ def find_specials(
         place = next((ids[name] for name in names if name in ids), None)
         if place is not None and role not in found:
             found[role] = place
+    sentinels = takewhile(lambda role: usual_name(role) in ids, map(sentinel_role, count()))
+    found |= {role: ids[usual_name(role)] for role in sentinels}
     start = found.get("start", found.get("class"))
     end = found.get("end", found.get("separator"))
     start, end = (end if start is None else start), (start if end is None else end)

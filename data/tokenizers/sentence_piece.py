@@ -16,7 +16,7 @@ import sentencepiece
 
 from data.text import cut
 from data.tokenizers.base import REPLACEMENT, Tokenizer
-from data.tokenizers.roles import ROLES, find_specials
+from data.tokenizers.roles import find_specials, usual_name
 from data.tokenizers.sentence_piece_model import ModelType, has_user_defined_pieces, model_type, with_scores
 
 # What SentencePiece writes for a space. In a text it means itself, and is encoded by its bytes.
@@ -159,7 +159,7 @@ def train_sentencepiece(
             f"vocab_size={vocab_size} is too small for SentencePiece, which needs 3 marks, 256 bytes and the text's "
             f"characters; pass --model.vocab-size 512 or more, or --data.tokenizer bytes"
         )
-    marks = [ROLES[role][1][0] for role in roles]
+    marks = [usual_name(role) for role in roles]
     writer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

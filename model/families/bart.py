@@ -11,32 +11,12 @@ MODEL_TYPE: str = "bart"
 PREFIX, COPIES, IGNORED = bart_like.PREFIX, bart_like.COPIES, bart_like.IGNORED
 weights, constants = bart_like.weights, bart_like.constants
 to_hugging_face_config = bart_like.to_hugging_face_config
-_FIXED: dict[str, Any] = {
-    "norm_position": "after",
-    "embedding_norm": True,
-    "positions": "learned",
-    "position_offset": 2,
-}
-
-
-def _preset(num_layers: int, model_dim: int, num_heads: int) -> EncoderDecoderConfig:
-    return EncoderDecoderConfig(
-        num_layers=num_layers,
-        model_dim=model_dim,
-        num_heads=num_heads,
-        vocab_size=50_265,
-        max_length=1024,
-        activation="gelu",
-        dropout=0.1,
-        attention_dropout=0.1,
-        init="normal",
-        **_FIXED,
-    )
-
+_FIXED: dict[str, Any] = {"norm_position": "after", **bart_like.LEARNED}
+_PRESET: dict[str, Any] = {"vocab_size": 50_265, "max_length": 1024, "attention_dropout": 0.1, "decoder_start_id": 2}
 
 PRESETS: dict[str, EncoderDecoderConfig] = {
-    "bart-base": _preset(6, 768, 12),
-    "bart-large": _preset(12, 1024, 16),
+    "bart-base": bart_like.preset(6, 768, 12, **_PRESET, **_FIXED),
+    "bart-large": bart_like.preset(12, 1024, 16, **_PRESET, **_FIXED),
 }
 
 
@@ -47,14 +27,9 @@ def architecture(config: EncoderDecoderConfig) -> str:
 
 def obstacles(config: EncoderDecoderConfig) -> list[str]:
     """Why this architecture cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    return bart_like.obstacles_of_kin(config, **_FIXED)
+    return bart_like.obstacles(config, **_FIXED)
 
 
 def from_hugging_face_config(values: dict[str, Any]) -> EncoderDecoderConfig:
     """The model that a config.json describes. Raises ValueError, in one sentence, for what is not computed here."""
-    keys = Keys(values)
-    keys.choice("normalize_before", False, (False,))
-    keys.choice("add_final_layer_norm", False, (False,))
-    keys.choice("normalize_embedding", True, (True,))
-    keys.choice("static_position_embeddings", False, (False,))
-    return bart_like.config_of_kin(keys, logit_bias=False, init="normal", **_FIXED)
+    return bart_like.read(Keys(values), start_id=2, init="normal", **_FIXED)

@@ -2,6 +2,9 @@
 
 `final_logits_bias` is a buffer there, never trained, and zero but in models that came from elsewhere. Where it is zero
 it is no weight of ours: a key of our own in config.json, of the same name, says so.
+
+Where `tie_word_embeddings` is false, version 5 of transformers ties none of the tables any more, those of source and
+target neither: a model that shares these two must share them with the projection onto the vocabulary too.
 """
 
 from typing import Any
@@ -10,9 +13,10 @@ import numpy as np
 
 from model.encoder_decoder import EncoderDecoderConfig
 from model.families.keys import INERT, Keys
-from model.families.obstacles import ANY, fixed_fields
-from model.families.weights import Tensor
+from model.families.obstacles import ANY, divided_heads, fixed_fields
+from model.families.weights import Tensor, linear, norm, projections
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")  # of an attention
 ACTIVATIONS: dict[str, Any] = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "swish": "silu", "silu": "silu"}
 # Drops things in training alone, which is not done here: within the feed-forward layer, whole layers, of a classifier.
 _INERT = INERT | {
@@ -21,40 +25,26 @@ _INERT = INERT | {
 }
 
 
-def _linear(theirs: str, weight: str, inputs: int = 1) -> tuple[Tensor, Tensor]:
-    """A Linear of theirs, stored (out, in)."""
-    return Tensor(f"{theirs}.weight", (weight,), inputs, transposed=True), Tensor(f"{theirs}.bias", (f"{weight}_bias",))
-
-
-def _norm(theirs: str, ours: str) -> tuple[Tensor, Tensor]:
-    return Tensor(f"{theirs}.weight", (f"{ours}.scale",)), Tensor(f"{theirs}.bias", (f"{ours}.bias",))
-
-
 def _attention(theirs: str, ours: str) -> tuple[Tensor, ...]:
-    return (
-        *_linear(f"{theirs}.q_proj", f"{ours}.query"),
-        *_linear(f"{theirs}.k_proj", f"{ours}.key"),
-        *_linear(f"{theirs}.v_proj", f"{ours}.value"),
-        *_linear(f"{theirs}.out_proj", f"{ours}.out", inputs=2),
-    )
+    return projections((f"{theirs}.{name}" for name in PROJECTIONS), ours)
 
 
 def _side(side: str) -> tuple[Tensor, ...]:
     theirs, ours = f"model.{side}.layers.{{layer}}", f"{side}.stack.layers"
     cross = (
         *_attention(f"{theirs}.encoder_attn", f"{ours}.cross_attention"),
-        *_norm(f"{theirs}.encoder_attn_layer_norm", f"{ours}.cross_norm"),
+        *norm(f"{theirs}.encoder_attn_layer_norm", f"{ours}.cross_norm"),
     )
     return (
         Tensor(f"model.{side}.embed_positions.weight", (f"{side}.positions",), inputs=1),
-        *_norm(f"model.{side}.layernorm_embedding", f"{side}.embedding_norm"),
+        *norm(f"model.{side}.layernorm_embedding", f"{side}.embedding_norm"),
         *_attention(f"{theirs}.self_attn", f"{ours}.attention"),
-        *_norm(f"{theirs}.self_attn_layer_norm", f"{ours}.attention_norm"),
+        *norm(f"{theirs}.self_attn_layer_norm", f"{ours}.attention_norm"),
         *(cross if side == "decoder" else ()),
-        *_linear(f"{theirs}.fc1", f"{ours}.mlp.up"),
-        *_linear(f"{theirs}.fc2", f"{ours}.mlp.down"),
-        *_norm(f"{theirs}.final_layer_norm", f"{ours}.mlp_norm"),
-        *_norm(f"model.{side}.layer_norm", f"{side}.norm"),
+        *linear(f"{theirs}.fc1", f"{ours}.mlp.up"),
+        *linear(f"{theirs}.fc2", f"{ours}.mlp.down"),
+        *norm(f"{theirs}.final_layer_norm", f"{ours}.mlp_norm"),
+        *norm(f"model.{side}.layer_norm", f"{side}.norm"),
     )
 
 
@@ -69,11 +59,12 @@ _WEIGHTS: tuple[Tensor, ...] = (
 )
 PREFIX: str = "model."
 COPIES: dict[str, str] = {
-    "lm_head.weight": "model.shared.weight",
+    "lm_head.weight": "model.decoder.embed_tokens.weight",
     "model.encoder.embed_tokens.weight": "model.shared.weight",
     "model.decoder.embed_tokens.weight": "model.shared.weight",
 }
 IGNORED: str = r"model\.(encoder|decoder)\.version"  # of the format, stored by old versions
+LEARNED: dict[str, Any] = {"embedding_norm": True, "positions": "learned", "position_offset": 2}  # BART's and mBART's
 
 
 def weights(config: EncoderDecoderConfig) -> tuple[Tensor, ...]:
@@ -86,19 +77,33 @@ def constants(config: EncoderDecoderConfig) -> dict[str, np.ndarray]:
     return {} if config.logit_bias else {"final_logits_bias": np.zeros((1, config.vocab_size), np.float32)}
 
 
-def obstacles_of_kin(config: EncoderDecoderConfig, **fixed: Any) -> list[str]:
+def preset(num_layers: int, model_dim: int, num_heads: int, **fields: Any) -> EncoderDecoderConfig:
+    """A model as BART and mBART are published."""
+    return EncoderDecoderConfig(
+        num_layers=num_layers,
+        model_dim=model_dim,
+        num_heads=num_heads,
+        activation="gelu",
+        dropout=0.1,
+        init="normal",
+        **fields,
+    )
+
+
+def obstacles(config: EncoderDecoderConfig, **fixed: Any) -> list[str]:
     """The fields of `config` that would have to be otherwise: as `fixed` says, or else as in all of them."""
-    usual = {"norm_epsilon": 1e-5, "activation": ANY, "kv_heads": config.num_heads, "share_embeddings": True}
-    found = fixed_fields(config, **usual | fixed)
+    usual = {"norm_epsilon": 1e-5, "activation": ANY, "share_embeddings": True}
+    found = fixed_fields(config, **usual | fixed) + divided_heads(config)
     if config.activation not in ACTIVATIONS.values():
         found.append("activation=gelu")
-    if config.head_size * config.num_heads != config.model_dim:
-        found.append("head_dim=model_dim/num_heads")
+    if config.share_embeddings and not config.tie_embeddings:
+        found.append("tie_embeddings=True")
     return found
 
 
 def to_hugging_face_config(config: EncoderDecoderConfig) -> dict[str, Any]:
     """What a config.json says of this model."""
+    start = {} if config.decoder_start_id is None else {"decoder_start_token_id": config.decoder_start_id}
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
@@ -117,14 +122,25 @@ def to_hugging_face_config(config: EncoderDecoderConfig) -> dict[str, Any]:
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.tie_embeddings,
         "final_logits_bias": config.logit_bias,
+        **start,
     }
 
 
-def config_of_kin(keys: Keys, *, logit_bias: bool, **fields: Any) -> EncoderDecoderConfig:
-    """The model of a config.json, of which `fields` is known; `logit_bias` where it does not say. Finishes `keys`."""
-    model_dim, num_heads = keys.integer("d_model"), _same(keys, "attention_heads")
-    if model_dim % num_heads:
-        raise ValueError(f"config.json: d_model={model_dim} must be a multiple of encoder_attention_heads={num_heads}")
+def read(keys: Keys, *, start_id: int | None = None, logit_bias: bool = False, **fields: Any) -> EncoderDecoderConfig:
+    """The model of a config.json, of which `fields` are known, where norms are and what enters among them.
+
+    Where nothing says it, targets begin with `start_id`, and `logit_bias` is whether there is one. Finishes `keys`.
+    Raises ValueError, in one sentence, for what is not computed here.
+    """
+    for key, value in (
+        ("normalize_before", fields["norm_position"] == "before"),
+        ("add_final_layer_norm", fields["norm_position"] == "before"),
+        ("normalize_embedding", fields["embedding_norm"]),
+        ("static_position_embeddings", fields["positions"] == "sinusoidal"),
+    ):
+        keys.choice(key, value, (value,))
+    num_heads = _same(keys, "attention_heads")
+    model_dim, _ = keys.multiple("d_model", "encoder_attention_heads")
     keys.choice("is_encoder_decoder", True, (True,))
     keys.choice("is_decoder", False, (False,))
     keys.choice("add_bias_logits", False, (False,))
@@ -144,6 +160,7 @@ def config_of_kin(keys: Keys, *, logit_bias: bool, **fields: Any) -> EncoderDeco
         init_std=keys.number("init_std", 0.02),
         tie_embeddings=keys.flag("tie_word_embeddings", True),
         logit_bias=keys.flag("final_logits_bias", logit_bias),
+        decoder_start_id=keys.integer("decoder_start_token_id", start_id, at_least=0),
         **fields,
     )
     keys.finish(_INERT)

@@ -7,10 +7,10 @@ finance, and here classify sentiment.
 from typing import Any
 
 from model.encoder import EncoderConfig, Head
-from model.families.bert_like import body, dense, norm, read, to_values
+from model.families.bert_like import body, read, to_values
 from model.families.bert_like import obstacles as limits
 from model.families.keys import INERT, Keys
-from model.families.weights import Tensor
+from model.families.weights import Tensor, dense, norm
 
 HEADS: dict[Head, str] = {
     "pooler": "BertModel",
@@ -78,8 +78,12 @@ _CLASSIFIERS: dict[Head, str] = {
 
 def weights(config: EncoderConfig) -> tuple[Tensor, ...]:
     """The table of this model's tensors."""
+    return (*body("bert", "bert.encoder.layer.{layer}"), *heads(config))
+
+
+def heads(config: EncoderConfig) -> tuple[Tensor, ...]:
+    """What stands behind the layers."""
     return (
-        *body("bert", "bert.encoder.layer.{layer}"),
         *dense("bert.pooler.dense", "pooler"),
         *dense("cls.predictions.transform.dense", "head_dense"),
         *norm("cls.predictions.transform.LayerNorm", "head_norm"),

@@ -9,8 +9,8 @@ from typing import Any
 
 from model.decoder import DecoderConfig
 from model.families.keys import INERT, Keys
-from model.families.obstacles import fixed_fields
-from model.families.weights import Tensor
+from model.families.obstacles import divided_heads, fixed_fields
+from model.families.weights import Tensor, norm
 
 ARCHITECTURES: tuple[str, ...] = ("GPT2LMHeadModel",)
 MODEL_TYPE: str = "gpt2"
@@ -52,8 +52,7 @@ _ATTENTION, _MLP = "stack.layers.attention", "stack.layers.mlp"
 WEIGHTS = (
     Tensor("transformer.wte.weight", ("embedding.table",), inputs=1),
     Tensor("transformer.wpe.weight", ("positions",), inputs=1),
-    Tensor("transformer.h.{layer}.ln_1.weight", ("stack.layers.attention_norm.scale",)),
-    Tensor("transformer.h.{layer}.ln_1.bias", ("stack.layers.attention_norm.bias",)),
+    *norm("transformer.h.{layer}.ln_1", "stack.layers.attention_norm"),
     Tensor(
         "transformer.h.{layer}.attn.c_attn.weight",
         (f"{_ATTENTION}.query", f"{_ATTENTION}.key", f"{_ATTENTION}.value"),
@@ -65,14 +64,12 @@ WEIGHTS = (
     ),
     Tensor("transformer.h.{layer}.attn.c_proj.weight", (f"{_ATTENTION}.out",), inputs=2),
     Tensor("transformer.h.{layer}.attn.c_proj.bias", (f"{_ATTENTION}.out_bias",)),
-    Tensor("transformer.h.{layer}.ln_2.weight", ("stack.layers.mlp_norm.scale",)),
-    Tensor("transformer.h.{layer}.ln_2.bias", ("stack.layers.mlp_norm.bias",)),
+    *norm("transformer.h.{layer}.ln_2", "stack.layers.mlp_norm"),
     Tensor("transformer.h.{layer}.mlp.c_fc.weight", (f"{_MLP}.up",), inputs=1),
     Tensor("transformer.h.{layer}.mlp.c_fc.bias", (f"{_MLP}.up_bias",)),
     Tensor("transformer.h.{layer}.mlp.c_proj.weight", (f"{_MLP}.down",), inputs=1),
     Tensor("transformer.h.{layer}.mlp.c_proj.bias", (f"{_MLP}.down_bias",)),
-    Tensor("transformer.ln_f.weight", ("norm.scale",)),
-    Tensor("transformer.ln_f.bias", ("norm.bias",)),
+    *norm("transformer.ln_f", "norm"),
     Tensor("lm_head.weight", ("head.table",), inputs=1),
 )
 PREFIX: str = "transformer."  # absent from files that were saved from the bare GPT2Model, such as those first published
@@ -92,12 +89,7 @@ def architecture(config: DecoderConfig) -> str:
 
 def obstacles(config: DecoderConfig) -> list[str]:
     """Why this architecture cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    found = fixed_fields(config)
-    if config.kv_heads != config.num_heads:
-        found.append(f"num_kv_heads={config.num_heads}")
-    if config.head_size * config.num_heads != config.model_dim:
-        found.append("head_dim=model_dim/num_heads")
-    return found
+    return fixed_fields(config) + divided_heads(config)
 
 
 def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
@@ -122,9 +114,7 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
 def from_hugging_face_config(values: dict[str, Any]) -> DecoderConfig:
     """The model that a config.json describes. Raises ValueError, in one sentence, for what is not computed here."""
     keys = Keys(values)
-    model_dim, num_heads = keys.integer("n_embd"), keys.integer("n_head")
-    if model_dim % num_heads:
-        raise ValueError(f"config.json: n_embd={model_dim} must be a multiple of n_head={num_heads}")
+    model_dim, num_heads = keys.multiple("n_embd", "n_head")
     dropout, embedding_dropout = keys.number("resid_pdrop", 0.1), keys.number("embd_pdrop", 0.1)
     if embedding_dropout != dropout:
         raise ValueError(

@@ -44,6 +44,13 @@ class Keys:
             raise self._wrong(key, f"must be a whole number from {at_least} to 1,000,000,000")
         return value
 
+    def multiple(self, key: str, divisor: str, default: Any = REQUIRED) -> tuple[int, int]:
+        """Two whole numbers of which the first is a multiple of the second; `default` is the second's."""
+        value, by = self.integer(key), self.integer(divisor, default)
+        if value % by:
+            raise ValueError(f"{self._where}: {key}={value} must be a multiple of {divisor}={by}")
+        return value, by
+
     def number(self, key: str, default: Any = REQUIRED, at_least: float = 0.0) -> Any:
         """A finite number of at least `at_least`, as a float."""
         value = self._get(key, default)
@@ -52,6 +59,13 @@ class Keys:
         if type(value) not in (int, float) or not at_least <= value < math.inf:
             raise self._wrong(key, f"must be a finite number of at least {at_least:g}")
         return float(value)
+
+    def text(self, key: str) -> str:
+        """A string."""
+        value = self._get(key, REQUIRED)
+        if not isinstance(value, str):
+            raise self._wrong(key, "must be a string")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""

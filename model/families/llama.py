@@ -3,13 +3,15 @@
 from typing import Any
 
 from model.decoder import DecoderConfig
+from model.families import llama_like
 from model.families.keys import INERT, Keys
-from model.families.obstacles import ANY, fixed_fields
+from model.families.obstacles import ANY
 from model.families.weights import Tensor
 from model.positions import RopeScaling
 
 ARCHITECTURES: tuple[str, ...] = ("LlamaForCausalLM",)
 MODEL_TYPE: str = "llama"
+PREFIX, COPIES, IGNORED = llama_like.PREFIX, llama_like.COPIES, llama_like.IGNORED
 
 
 def _preset(
@@ -29,10 +31,8 @@ def _preset(
         mlp_dim=mlp_dim,
         norm="rms",
         norm_epsilon=1e-6 if version == "1" else 1e-5,
-        activation="swiglu",
-        positions="rope",
-        use_bias=False,
         tie_embeddings=version == "3.2",
+        **llama_like.FIXED,
         **fields,
     )
 
@@ -55,28 +55,7 @@ PRESETS: dict[str, DecoderConfig] = {
     "llama3.3-70b": _preset(80, 8192, 64, 28_672, version="3.3"),
 }
 
-_ATTENTION, _MLP = "stack.layers.attention", "stack.layers.mlp"
-
-# Their layers are Linear, stored (out, in). Rotary pairs are halves in both, so queries and keys keep their order.
-WEIGHTS = (
-    Tensor("model.embed_tokens.weight", ("embedding.table",), inputs=1),
-    Tensor("model.layers.{layer}.input_layernorm.weight", ("stack.layers.attention_norm.scale",)),
-    Tensor("model.layers.{layer}.self_attn.q_proj.weight", (f"{_ATTENTION}.query",), inputs=1, transposed=True),
-    Tensor("model.layers.{layer}.self_attn.k_proj.weight", (f"{_ATTENTION}.key",), inputs=1, transposed=True),
-    Tensor("model.layers.{layer}.self_attn.v_proj.weight", (f"{_ATTENTION}.value",), inputs=1, transposed=True),
-    Tensor("model.layers.{layer}.self_attn.o_proj.weight", (f"{_ATTENTION}.out",), inputs=2, transposed=True),
-    Tensor("model.layers.{layer}.post_attention_layernorm.weight", ("stack.layers.mlp_norm.scale",)),
-    Tensor("model.layers.{layer}.mlp.gate_proj.weight", (f"{_MLP}.gate_up",), inputs=1, transposed=True, gate=0),
-    Tensor("model.layers.{layer}.mlp.up_proj.weight", (f"{_MLP}.gate_up",), inputs=1, transposed=True, gate=1),
-    Tensor("model.layers.{layer}.mlp.down_proj.weight", (f"{_MLP}.down",), inputs=1, transposed=True),
-    Tensor("model.norm.weight", ("norm.scale",)),
-    Tensor("lm_head.weight", ("head.table",), inputs=1),
-)
-PREFIX: str = "model."
-COPIES: dict[str, str] = {"lm_head.weight": "model.embed_tokens.weight"}  # what a tied model's file may repeat
-IGNORED: str = (
-    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # a function of the configuration, stored by old versions
-)
+WEIGHTS = llama_like.table()  # rotary pairs are halves in both, so queries and keys keep their order
 
 
 def weights(config: DecoderConfig) -> tuple[Tensor, ...]:
@@ -91,10 +70,7 @@ def architecture(config: DecoderConfig) -> str:
 
 def obstacles(config: DecoderConfig) -> list[str]:
     """Why this architecture cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    found = fixed_fields(config, norm="rms", activation="swiglu", positions="rope", rope_scaling=ANY, use_bias=False)
-    if config.model_dim % config.num_heads:  # demanded although head_dim may be anything
-        found.append("model_dim a multiple of num_heads")
-    return found
+    return llama_like.obstacles(config, norm="rms", rope_scaling=ANY)
 
 
 def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
@@ -104,17 +80,8 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
     """
     scaling = config.rope_scaling
     return {
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
-        "hidden_size": config.model_dim,
-        "intermediate_size": config.mlp_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "hidden_act": "silu",
+        **llama_like.to_values(config),
         "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
         "rope_scaling": scaling
         and {
             "rope_type": "llama3",
@@ -123,86 +90,24 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
             "high_freq_factor": scaling.high_frequency_factor,
             "original_max_position_embeddings": scaling.original_max_length,
         },
-        "attention_bias": False,
         "mlp_bias": False,
-        "attention_dropout": config.attention_dropout,
-        "initializer_range": config.init_std,
-        "tie_word_embeddings": config.tie_embeddings,
     }
 
 
 def from_hugging_face_config(values: dict[str, Any]) -> DecoderConfig:
     """The model that a config.json describes. Raises ValueError, in one sentence, for what is not computed here."""
     keys = Keys(values)
-    model_dim, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    num_kv_heads = keys.integer("num_key_value_heads", num_heads)
-    for name, value, divisor, divisor_value in (
-        ("hidden_size", model_dim, "num_attention_heads", num_heads),
-        ("num_attention_heads", num_heads, "num_key_value_heads", num_kv_heads),
-    ):
-        if value % divisor_value:
-            raise ValueError(f"config.json: {name}={value} must be a multiple of {divisor}={divisor_value}")
-    keys.choice("hidden_act", "silu", ("silu", "swish"))
-    keys.choice("attention_bias", False, (False,))
     keys.choice("mlp_bias", False, (False,))
     keys.choice("rope_interleaved", False, (False,))
     keys.choice("partial_rotary_factor", 1.0, (1.0, 1))
     keys.choice("add_cross_attention", False, (False,))
     keys.choice("is_encoder_decoder", False, (False,))
     keys.choice("pruned_heads", {}, ({},))
-    rope_theta, rope_scaling = _rope(keys)
-    config = DecoderConfig(
-        num_layers=keys.integer("num_hidden_layers"),
-        model_dim=model_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=keys.integer("head_dim", model_dim // num_heads),
-        mlp_dim=keys.integer("intermediate_size"),
-        vocab_size=keys.integer("vocab_size"),
-        max_length=keys.integer("max_position_embeddings"),
+    return llama_like.read(
+        keys,
+        rope=llama_like.read_rope(keys, 10_000.0, ("default", "llama3")),
+        tied=False,
+        inert=INERT | {"max_sequence_length", "is_llama_config"},
         norm="rms",
         norm_epsilon=keys.number("rms_norm_eps", 1e-6),
-        activation="swiglu",
-        positions="rope",
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        use_bias=False,
-        attention_dropout=keys.number("attention_dropout", 0.0),
-        init_std=keys.number("initializer_range", 0.02),
-        tie_embeddings=keys.flag("tie_word_embeddings", False),
     )
-    keys.finish(INERT | {"max_sequence_length", "is_llama_config"})
-    config.validate()
-    return config
-
-
-def _rope(keys: Keys) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling, from `rope_theta` and `rope_scaling` or from version 5's `rope_parameters`."""
-    outer = keys.number("rope_theta", None, at_least=1)
-    found = [inner for inner in (keys.inside("rope_scaling"), keys.inside("rope_parameters")) if inner]
-    if not found:
-        return 10_000.0 if outer is None else outer, None
-    read = {_rope_parameters(inner, outer) for inner in found}
-    if len(read) > 1:
-        raise ValueError("config.json: rope_scaling and rope_parameters contradict each other; remove the wrong one")
-    return read.pop()
-
-
-def _rope_parameters(keys: Keys, outer: float | None) -> tuple[float, RopeScaling | None]:
-    theta = keys.number("rope_theta", outer, at_least=1)
-    if outer is not None and theta != outer:
-        raise ValueError(
-            f"config.json: rope_theta is {outer} and, among the rope parameters, {theta}; remove the wrong one"
-        )
-    kinds = ("default", "llama3")
-    kind = keys.choice("rope_type", keys.choice("type", "default", kinds), kinds)
-    keys.choice("partial_rotary_factor", 1.0, (1.0, 1))
-    scaling = None
-    if kind == "llama3":
-        low, high = keys.number("low_freq_factor"), keys.number("high_freq_factor")
-        if low >= high:
-            raise ValueError(f"config.json: low_freq_factor={low} must be less than high_freq_factor={high}")
-        original = keys.integer("original_max_position_embeddings")
-        scaling = RopeScaling(keys.number("factor", at_least=1), low, high, original)
-    keys.finish()
-    return 10_000.0 if theta is None else theta, scaling

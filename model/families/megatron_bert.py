@@ -7,22 +7,16 @@ printed as other widths and heads too, which give neither the published numbers 
 from typing import Any
 
 from model.encoder import EncoderConfig, Head
-from model.families.bert_like import body, dense, norm, read, to_values
+from model.families import bert
+from model.families.bert_like import body, read, to_values
 from model.families.bert_like import obstacles as limits
 from model.families.keys import INERT, Keys
-from model.families.weights import Tensor
+from model.families.weights import Tensor, norm
 
-HEADS: dict[Head, str] = {
-    "pooler": "MegatronBertModel",
-    "masked_lm": "MegatronBertForMaskedLM",
-    "pretraining": "MegatronBertForPreTraining",
-    "sentence_pair": "MegatronBertForNextSentencePrediction",
-    "sequence_classification": "MegatronBertForSequenceClassification",
-    "token_classification": "MegatronBertForTokenClassification",
-    "span": "MegatronBertForQuestionAnswering",
-}
+HEADS: dict[Head, str] = {head: f"Megatron{name}" for head, name in bert.HEADS.items()}
 ARCHITECTURES: tuple[str, ...] = tuple(HEADS.values())
 MODEL_TYPE: str = "megatron-bert"
+PREFIX, COPIES, IGNORED = bert.PREFIX, bert.COPIES, bert.IGNORED
 
 
 def _preset(num_layers: int, model_dim: int, num_heads: int, vocab_size: int) -> EncoderConfig:
@@ -47,31 +41,13 @@ PRESETS: dict[str, EncoderConfig] = {
     "gatortron-large": _preset(56, 3584, 56, 50_176),
 }
 
-PREFIX: str = "bert."
-COPIES: dict[str, str] = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-# A buffer of old versions, and what the published models have beside the head that their config.json names.
-IGNORED: str = r"bert\.embeddings\.position_ids|bert\.pooler\..*|cls\.seq_relationship\..*"
-
-_CLASSIFIERS: dict[Head, str] = {
-    "pretraining": "cls.seq_relationship",
-    "sentence_pair": "cls.seq_relationship",
-    "span": "qa_outputs",
-}
-
 
 def weights(config: EncoderConfig) -> tuple[Tensor, ...]:
     """The table of this model's tensors."""
     return (
         *body("bert", "bert.encoder.layer.{layer}", norms=("attention.ln", "ln")),
         *norm("bert.encoder.ln", "norm"),
-        *dense("bert.pooler.dense", "pooler"),
-        *dense("cls.predictions.transform.dense", "head_dense"),
-        *norm("cls.predictions.transform.LayerNorm", "head_norm"),
-        Tensor("cls.predictions.bias", ("vocab_bias",)),
-        *dense(_CLASSIFIERS.get(config.head, "classifier"), "classifier"),
+        *bert.heads(config),
     )
 
 

@@ -19,6 +19,14 @@ _USUAL = {
 }
 
 
+def divided_heads(config: StackConfig) -> list[str]:
+    """What would have to be otherwise where heads share out the width, each with keys and values of its own."""
+    found = [] if config.kv_heads == config.num_heads else [f"num_kv_heads={config.num_heads}"]
+    return (
+        found if config.head_size * config.num_heads == config.model_dim else [*found, "head_dim=model_dim/num_heads"]
+    )
+
+
 def fixed_fields(config: StackConfig, **fixed: Any) -> list[str]:
     """The fields of `config` that would have to be otherwise, as "name=value": as `fixed` says, or else as usual."""
     derived = {

@@ -3,10 +3,10 @@
 from typing import Any
 
 from model.encoder import EncoderConfig, Head
-from model.families.bert_like import body, dense, norm, read, to_values
+from model.families.bert_like import body, read, to_values
 from model.families.bert_like import obstacles as limits
 from model.families.keys import INERT, Keys
-from model.families.weights import Tensor
+from model.families.weights import Tensor, dense, norm
 
 HEADS: dict[Head, str] = {
     "pooler": "RobertaModel",

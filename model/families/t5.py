@@ -11,7 +11,7 @@ import numpy as np
 from model.encoder_decoder import EncoderDecoderConfig
 from model.families.keys import INERT, Keys
 from model.families.obstacles import ANY, fixed_fields
-from model.families.weights import Tensor
+from model.families.weights import Tensor, matrix
 
 ARCHITECTURES: tuple[str, ...] = ("T5ForConditionalGeneration",)
 MODEL_TYPE: str = "t5"
@@ -59,6 +59,7 @@ def _preset(
         activation="relu" if version == "1.0" else "geglu",
         dropout=0.1,
         attention_dropout=0.1,
+        decoder_start_id=0,  # its padding
         tie_embeddings=version == "1.0",
     )
 
@@ -73,17 +74,12 @@ PRESETS: dict[str, EncoderDecoderConfig] = {
 }
 
 
-def _linear(theirs: str, ours: str, inputs: int = 1, gate: int | None = None) -> Tensor:
-    """A Linear of theirs, stored (out, in)."""
-    return Tensor(f"{theirs}.weight", (ours,), inputs, transposed=True, gate=gate)
-
-
 def _attention(theirs: str, ours: str) -> tuple[Tensor, ...]:
     return (
-        _linear(f"{theirs}.q", f"{ours}.query"),
-        _linear(f"{theirs}.k", f"{ours}.key"),
-        _linear(f"{theirs}.v", f"{ours}.value"),
-        _linear(f"{theirs}.o", f"{ours}.out", inputs=2),
+        matrix(f"{theirs}.q", f"{ours}.query"),
+        matrix(f"{theirs}.k", f"{ours}.key"),
+        matrix(f"{theirs}.v", f"{ours}.value"),
+        matrix(f"{theirs}.o", f"{ours}.out", inputs=2),
     )
 
 
@@ -103,10 +99,10 @@ def _side(side: str) -> tuple[Tensor, ...]:
         ),
         Tensor(f"{theirs}.0.layer_norm.weight", (f"{ours}.attention_norm.scale",)),
         *(cross if side == "decoder" else ()),
-        _linear(f"{mlp}.DenseReluDense.wi", f"{ours}.mlp.up"),
-        _linear(f"{mlp}.DenseReluDense.wi_0", f"{ours}.mlp.gate_up", gate=0),
-        _linear(f"{mlp}.DenseReluDense.wi_1", f"{ours}.mlp.gate_up", gate=1),
-        _linear(f"{mlp}.DenseReluDense.wo", f"{ours}.mlp.down"),
+        matrix(f"{mlp}.DenseReluDense.wi", f"{ours}.mlp.up"),
+        matrix(f"{mlp}.DenseReluDense.wi_0", f"{ours}.mlp.gate_up", gate=0),
+        matrix(f"{mlp}.DenseReluDense.wi_1", f"{ours}.mlp.gate_up", gate=1),
+        matrix(f"{mlp}.DenseReluDense.wo", f"{ours}.mlp.down"),
         Tensor(f"{mlp}.layer_norm.weight", (f"{ours}.mlp_norm.scale",)),
         Tensor(f"{side}.final_layer_norm.weight", (f"{side}.norm.scale",)),
     )
@@ -164,6 +160,7 @@ def obstacles(config: EncoderDecoderConfig) -> list[str]:
 
 def to_hugging_face_config(config: EncoderDecoderConfig) -> dict[str, Any]:
     """What a config.json says of this model. Dropout of attention has no key, and is theirs as all other dropout is."""
+    start = {} if config.decoder_start_id is None else {"decoder_start_token_id": config.decoder_start_id}
     return {
         "vocab_size": config.vocab_size,
         "n_positions": config.max_length,
@@ -180,6 +177,7 @@ def to_hugging_face_config(config: EncoderDecoderConfig) -> dict[str, Any]:
         "feed_forward_proj": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.tie_embeddings,
+        **start,
     }
 
 
@@ -209,6 +207,7 @@ def from_hugging_face_config(values: dict[str, Any]) -> EncoderDecoderConfig:
         dropout=keys.number("dropout_rate", 0.1),
         attention_dropout=keys.number("dropout_rate", 0.1),
         tie_embeddings=keys.flag("scale_decoder_outputs", tied),
+        decoder_start_id=keys.integer("decoder_start_token_id", None, at_least=0),
     )
     # The first two repeat feed_forward_proj; the others are of fresh weights, and of another head.
     keys.finish(INERT | {"dense_act_fn", "is_gated_act", "initializer_factor", "classifier_dropout"})

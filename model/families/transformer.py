@@ -67,15 +67,14 @@ def constants(config: EncoderDecoderConfig) -> dict[str, np.ndarray]:
         attentions = [f"encoder.layers.{i}.self_attn" for i in range(config.num_layers)]
         kinds = ("self_attn", "encoder_attn")
         attentions += [f"decoder.layers.{i}.{kind}" for i in range(config.decoder_layers) for kind in kinds]
-        projections = ("q_proj", "k_proj", "v_proj", "out_proj")
         zero = np.zeros(config.model_dim, np.float32)
-        found |= {f"model.{attention}.{name}.bias": zero for attention in attentions for name in projections}
+        found |= {f"model.{attention}.{name}.bias": zero for attention in attentions for name in bart_like.PROJECTIONS}
     return found | bart_like.constants(config)
 
 
 def obstacles(config: EncoderDecoderConfig) -> list[str]:
     """Why this architecture cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    return bart_like.obstacles_of_kin(config, has_attention_bias=ANY, share_embeddings=ANY, **_FIXED)
+    return bart_like.obstacles(config, has_attention_bias=ANY, share_embeddings=ANY, **_FIXED)
 
 
 def to_hugging_face_config(config: EncoderDecoderConfig) -> dict[str, Any]:
@@ -91,14 +90,10 @@ def to_hugging_face_config(config: EncoderDecoderConfig) -> dict[str, Any]:
 def from_hugging_face_config(values: dict[str, Any]) -> EncoderDecoderConfig:
     """The model that a config.json describes. Raises ValueError, in one sentence, for what is not computed here."""
     keys = Keys(values)
-    keys.choice("normalize_before", False, (False,))
-    keys.choice("add_final_layer_norm", False, (False,))
-    keys.choice("normalize_embedding", False, (False,))
-    keys.choice("static_position_embeddings", True, (True,))
     source, target = keys.integer("vocab_size"), keys.integer("decoder_vocab_size", keys.integer("vocab_size"))
     if source != target:
         raise ValueError(f"config.json: vocab_size={source} and decoder_vocab_size={target} must be equal")
-    return bart_like.config_of_kin(
+    return bart_like.read(
         keys,
         logit_bias=True,
         share_embeddings=keys.flag("share_encoder_decoder_embeddings", True),

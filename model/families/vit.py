@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from model.families.bert_like import dense, linear, norm
+from model.families import labels
+from model.families.bert_like import ACTIVATIONS, read_stack, stack_values
 from model.families.keys import INERT, REQUIRED, Keys
-from model.families.obstacles import ANY, fixed_fields
-from model.families.weights import Tensor
+from model.families.obstacles import ANY, divided_heads, fixed_fields
+from model.families.weights import Tensor, dense, linear, norm, projections
 from model.vision import Head, VisionConfig
 
 HEADS: dict[Head, str] = {"classification": "ViTForImageClassification", "pooler": "ViTModel"}
@@ -34,7 +35,11 @@ PRESETS: dict[str, VisionConfig] = {
     "vit-l32-384": _preset(24, 1024, 16, 32, 384),
 }
 
-_LAYER, _ATTENTION = "vit.encoder.layer.{layer}", "stack.layers.attention"
+_LAYER = "vit.encoder.layer.{layer}"
+_ATTENTION = (
+    *(f"{_LAYER}.attention.attention.{name}" for name in ("query", "key", "value")),
+    f"{_LAYER}.attention.output.dense",
+)
 
 _WEIGHTS = (
     Tensor("vit.embeddings.cls_token", ("class_token",), ones=2),
@@ -42,13 +47,10 @@ _WEIGHTS = (
     Tensor("vit.embeddings.patch_embeddings.projection.weight", ("patch",), inputs=3, transposed=True, kernel=True),
     Tensor("vit.embeddings.patch_embeddings.projection.bias", ("patch_bias",)),
     *norm(f"{_LAYER}.layernorm_before", "stack.layers.attention_norm"),
-    *linear(f"{_LAYER}.attention.attention.query", f"{_ATTENTION}.query", f"{_ATTENTION}.query_bias"),
-    *linear(f"{_LAYER}.attention.attention.key", f"{_ATTENTION}.key", f"{_ATTENTION}.key_bias"),
-    *linear(f"{_LAYER}.attention.attention.value", f"{_ATTENTION}.value", f"{_ATTENTION}.value_bias"),
-    *linear(f"{_LAYER}.attention.output.dense", f"{_ATTENTION}.out", f"{_ATTENTION}.out_bias", inputs=2),
+    *projections(_ATTENTION, "stack.layers.attention"),
     *norm(f"{_LAYER}.layernorm_after", "stack.layers.mlp_norm"),
-    *linear(f"{_LAYER}.intermediate.dense", "stack.layers.mlp.up", "stack.layers.mlp.up_bias"),
-    *linear(f"{_LAYER}.output.dense", "stack.layers.mlp.down", "stack.layers.mlp.down_bias"),
+    *linear(f"{_LAYER}.intermediate.dense", "stack.layers.mlp.up"),
+    *linear(f"{_LAYER}.output.dense", "stack.layers.mlp.down"),
     *norm("vit.layernorm", "norm"),
     *dense("vit.pooler.dense", "pooler"),
     *dense("classifier", "classifier"),
@@ -56,13 +58,6 @@ _WEIGHTS = (
 PREFIX: str = "vit."  # absent from files that were saved from ViTModel
 COPIES: dict[str, str] = {}
 IGNORED: str = r"vit\.pooler\..*"  # which a classifier does not use
-
-_ACTIVATIONS: dict[str, Any] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
 
 
 def weights(config: VisionConfig) -> tuple[Tensor, ...]:
@@ -77,13 +72,9 @@ def architecture(config: VisionConfig) -> str:
 
 def obstacles(config: VisionConfig) -> list[str]:
     """Why this family cannot express `config`: its fields that would have to be otherwise; empty where it can."""
-    found = fixed_fields(config, activation=ANY, logit_scale=ANY)
-    if config.activation not in _ACTIVATIONS.values():
-        found.append(f"activation={' or '.join(dict.fromkeys(_ACTIVATIONS.values()))}")
-    if config.kv_heads != config.num_heads:
-        found.append(f"num_kv_heads={config.num_heads}")
-    if config.head_size * config.num_heads != config.model_dim:
-        found.append("head_dim=model_dim/num_heads")
+    found = fixed_fields(config, activation=ANY, logit_scale=ANY) + divided_heads(config)
+    if config.activation not in ACTIVATIONS.values():
+        found.append(f"activation={' or '.join(dict.fromkeys(ACTIVATIONS.values()))}")
     if config.head not in HEADS:
         found.append(f"head={' or '.join(HEADS)}")
     return found
@@ -91,59 +82,39 @@ def obstacles(config: VisionConfig) -> list[str]:
 
 def to_hugging_face_config(config: VisionConfig) -> dict[str, Any]:
     """What a config.json says of this model."""
-    values: dict[str, Any] = {
-        "hidden_size": config.model_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_size,
-        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.attention_dropout,
-        "initializer_range": config.init_std,
+    named = labels.to_values(config.num_classes, config.classes) if config.head == "classification" else {}
+    return {
+        **stack_values(config),
         "layer_norm_eps": config.norm_epsilon,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
         "num_channels": config.channels,
         "qkv_bias": True,
+        **named,
     }
-    if config.head == "classification":
-        labels = [f"LABEL_{i}" for i in range(config.num_classes)]
-        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        values["label2id"] = {label: i for i, label in enumerate(labels)}
-    return values
 
 
 def from_hugging_face_config(values: dict[str, Any]) -> VisionConfig:
     """The model that a config.json describes. Raises ValueError, in one sentence, for what is not computed here."""
     keys = Keys(values)
-    model_dim, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    if model_dim % num_heads:
-        raise ValueError(f"config.json: hidden_size={model_dim} must be a multiple of num_attention_heads={num_heads}")
+    stack = read_stack(keys, dropout=0.0)
     named = keys.choice("architectures", REQUIRED, tuple([name] for name in ARCHITECTURES))
     head: Head = next(head for head, name in HEADS.items() if [name] == named)
     keys.choice("qkv_bias", True, (True,))
-    fields: dict[str, Any] = {}
+    classes: dict[str, Any] = {}
     if head == "classification":
-        labels = keys.inside("id2label")
-        fields["num_classes"] = keys.integer("num_labels", 2) if labels is None else len(labels)
+        classes = labels.read(keys)
     else:
         keys.choice("pooler_act", "tanh", ("tanh",))
-        keys.choice("pooler_output_size", model_dim, (model_dim,))
+        keys.choice("pooler_output_size", stack["model_dim"], (stack["model_dim"],))
     config = VisionConfig(
-        num_layers=keys.integer("num_hidden_layers"),
-        model_dim=model_dim,
-        num_heads=num_heads,
-        mlp_dim=keys.integer("intermediate_size"),
         image_size=keys.integer("image_size", 224),
         patch_size=keys.integer("patch_size", 16),
         channels=keys.integer("num_channels", 3),
         norm_epsilon=keys.number("layer_norm_eps", 1e-12),
-        activation=_ACTIVATIONS[keys.choice("hidden_act", "gelu", tuple(_ACTIVATIONS))],
-        dropout=keys.number("hidden_dropout_prob", 0.0),
-        attention_dropout=keys.number("attention_probs_dropout_prob", 0.0),
-        init_std=keys.number("initializer_range", 0.02),
         head=head,
-        **fields,
+        **stack,
+        **classes,
     )
     # The stride is that of a decoder of masked images.
     keys.finish(INERT | {"encoder_stride", "pooler_act", "pooler_output_size"})

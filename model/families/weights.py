@@ -5,7 +5,7 @@ one tensor a layer, and the padding rows of a `vocab` axis are cut on the way ou
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,37 @@ class Tensor:
     neighbours: bool = False
     ones: int = 0
     kernel: bool = False
+
+
+def matrix(theirs: str, ours: str, inputs: int = 1, *, gate: int | None = None, neighbours: bool = False) -> Tensor:
+    """The weight of a Linear, which is stored (out, in)."""
+    return Tensor(f"{theirs}.weight", (ours,), inputs, transposed=True, gate=gate, neighbours=neighbours)
+
+
+def linear(theirs: str, ours: str, inputs: int = 1) -> tuple[Tensor, Tensor]:
+    """A Linear as a weight of ours and its bias, which is called after it."""
+    return matrix(theirs, ours, inputs), Tensor(f"{theirs}.bias", (f"{ours}_bias",))
+
+
+def dense(theirs: str, ours: str) -> tuple[Tensor, Tensor]:
+    """A Linear as a Dense of ours."""
+    return matrix(theirs, f"{ours}.weight"), Tensor(f"{theirs}.bias", (f"{ours}.bias",))
+
+
+def norm(theirs: str, ours: str) -> tuple[Tensor, Tensor]:
+    """A LayerNorm."""
+    return Tensor(f"{theirs}.weight", (f"{ours}.scale",)), Tensor(f"{theirs}.bias", (f"{ours}.bias",))
+
+
+def projections(theirs: Iterable[str], ours: str) -> tuple[Tensor, ...]:
+    """The four Linears of an attention: of queries, keys and values, and out of it."""
+    query, key, value, out = theirs
+    return (
+        *linear(query, f"{ours}.query"),
+        *linear(key, f"{ours}.key"),
+        *linear(value, f"{ours}.value"),
+        *linear(out, f"{ours}.out", inputs=2),
+    )
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,12 @@ ROWS = {
     "train 6x384": Row("rows:train:6x384"),
     "train 6x384 v8192": Row("rows:train:6x384-v8192"),
     "train gpt2-124m": Row("rows:train:gpt2-124m"),
+    "train encoder": Row("family_rows:masked_lm:"),
+    "train encoder-decoder": Row("family_rows:translate:"),
+    "train vision": Row("family_rows:classify_images:"),
     "decode batch 1": Row("rows:decode:1"),
     "decode batch 8": Row("rows:decode:8"),
+    "decode beam 4": Row("family_rows:beam:"),
     "load isolated": Row("data_rows:load:isolated", quick=True, cores=("one",)),
     "load contiguous": Row("data_rows:load:contiguous", cores=("one",)),
     "encode": Row("data_rows:encode:"),
@@ -71,8 +75,8 @@ def main() -> int:
     kept = on_cpu and not os.environ.get("JUMOK_NO_MALLOPT")
     machine |= {"processor": _processor(), "malloc": "as jumok sets it, for every system" if kept else "left alone"}
     console.say("{processor}; {device}; {versions}; malloc {malloc}".format(**machine))
-    if "torch" not in machine["versions"]:
-        console.say("PyTorch is not installed (the extra `parity` has it): our own figures only")
+    if absent := [package for package in ("torch", "transformers") if package not in machine["versions"]]:
+        console.say(f"not installed (the extra `parity` has them): {', '.join(absent)}; nothing is compared with these")
     console.say("every figure: minimum, median and maximum over the turns")
     found = []
     for name, row in chosen.items():

@@ -33,7 +33,7 @@ def load(packing: Any) -> dict[str, Any]:
     """Shuffled batches out of memory-mapped shards, as bytes."""
     config, rows = DataConfig(_TEXT, packing=packing), 32
     dataset, length = prepare_dataset(config, vocab_size=257, seed=0), config.max_length
-    loader = dataset.loader(config, seed=0)
+    loader = dataset.loader(seed=0)
     positions = count(step=rows)
     systems: dict[str, Callable] = {"jumok": lambda: loader.rows_for(next(positions), range(rows))}
     if importlib.util.find_spec("torch") is not None:
@@ -101,7 +101,7 @@ def cold(_: str) -> dict[str, Any]:
     code = (
         "from data.dataset import DataConfig, prepare_dataset; "
         f"config = DataConfig({_TEXT!r}, tokenizer='sentencepiece'); "
-        f"prepare_dataset(config, {_VOCAB_SIZE}, 0).loader(config, 0).rows_for(0, range(32))"
+        f"prepare_dataset(config, {_VOCAB_SIZE}, 0).loader(0).rows_for(0, range(32))"
     )
     start = partial(subprocess.run, [sys.executable, "-c", code], check=True)
     return {"what": "a process of its own", "systems": {"jumok": start}, "columns": [("ms", "wall", None)]}

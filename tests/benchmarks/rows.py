@@ -7,7 +7,7 @@ amount a call, or None for milliseconds a call); and "agreement", the proof that
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.dataset import DataConfig
-from model.cost import train_flops_per_token
+from model.cost import train_flops_per_row
 from model.decode import Sampling, extend, start, unstack
 from model.decoder import DecoderConfig
 from model.families import gpt2
 from model.families.weights import Layout
 from model.parameters import Params, merge
-from model.presets import PRESETS
+from model.presets import PRESETS, Family
 from train.config import RunConfig, resolve
 from train.hardware import peak_flops
 from train.mesh import MeshConfig, make_mesh, place_batch
@@ -31,11 +31,15 @@ from train.optimizer import OptimizerConfig
 from train.program import Program
 from train.state import Blueprint, blueprint
 
-_CPU = jax.default_backend() == "cpu"
-_TORCH = _CPU and importlib.util.find_spec("torch") is not None
-if _TORCH:
-    from torch_gpt2 import Trainer, torch
+CPU = jax.default_backend() == "cpu"
+TORCH = CPU and importlib.util.find_spec("torch") is not None
+if TORCH:
+    from torch_gpt2 import gpt2_trainer
+    from torch_training import torch
 
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0)
+
+_SHOWN = ("source_tokens", "tokens", "places", "images")  # the arrays of a batch that say how much work it is
 _SMALL = DecoderConfig(num_layers=4, model_dim=128, num_heads=4, vocab_size=66, max_length=64)
 _LARGER = DecoderConfig(num_layers=6, model_dim=384, num_heads=6, vocab_size=66, max_length=256)
 _SIZES = {  # with the rows of a batch, each as long as the model allows
@@ -58,7 +62,7 @@ def matmul(size: str) -> dict[str, Any]:
     a, b = np.random.default_rng(0).standard_normal((2, int(size), int(size)), np.float32)
     multiply, ours = jax.jit(jnp.matmul), (jnp.asarray(a), jnp.asarray(b))
     systems: dict[str, Callable] = {"jumok": lambda: multiply(*ours).block_until_ready()}
-    if _TORCH:
+    if TORCH:
         systems["torch"] = partial(torch.matmul, torch.from_numpy(a), torch.from_numpy(b))
     operations = 2 * int(size) ** 3 / 1e9
     columns = [("GFLOP / CPU-s", "cpu", operations), ("GFLOP / s", "wall", operations)]
@@ -66,42 +70,65 @@ def matmul(size: str) -> dict[str, Any]:
 
 
 def train(size: str) -> dict[str, Any]:
-    """A step of `jumok train`, AdamW with clipping, on a batch that lies ready."""
+    """A step of `jumok train` on a decoder."""
     model, rows = _SIZES[size]
-    if size == "gpt2-124m" and _CPU:
+    if size == "gpt2-124m" and CPU:
         return {"not_run": "needs an accelerator"}
-    length, optimizer = model.max_length, OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0)
-    config = resolve(RunConfig(model, DataConfig(max_length=length), optimizer=optimizer, batch_size=rows))
+    length = model.max_length
     stream = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1), np.int32)
-    ones = np.ones((rows, length), np.int32)  # as packing gives rows of one document
-    batch = {"tokens": stream[:, :-1], "targets": stream[:, 1:], "scored": ones > 0, "segments": ones}
-    batch["positions"] = np.cumsum(ones, axis=1, dtype=np.int32) - 1
+    batch = one_document(stream[:, :-1]) | {"targets": stream[:, 1:], "scored": np.ones((rows, length), bool)}
 
+    def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
+        return {"torch": gpt2_trainer(model, tensors(gpt2, plan, params), stream, OPTIMIZER)}
+
+    config = RunConfig(model, DataConfig(max_length=length), batch_size=rows)
+    return training(config, batch, ("tokens", rows * length), theirs if TORCH else None)
+
+
+def one_document(tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of text as packing gives those of one document."""
+    ones = np.ones(tokens.shape, np.int32)
+    return {"tokens": tokens, "segments": ones, "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1}
+
+
+def training(
+    config: RunConfig,
+    batch: Mapping[str, np.ndarray],
+    counted: tuple[str, int],
+    theirs: Callable[[Blueprint, Params], Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    """A step of `jumok train`, AdamW with clipping, on a batch that lies ready, with so many of what is counted.
+
+    `theirs` gives, by name, trainers of the same model from the same weights; each has to learn what we learn.
+    """
+    config = resolve(replace(config, optimizer=OPTIMIZER))
+    rows, (unit, amount) = config.batch_size, counted
+    row = {name: array[0] for name, array in batch.items()}
     program = Program.of(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-    compiled = program.compile_step({name: array[0] for name, array in batch.items()})
+    compiled = program.compile_step(row)
     placed = place_batch(program.mesh, rows, lambda places: {name: array[places] for name, array in batch.items()})
     state = program.first_state()
-    theirs = _TORCH and Trainer(model, _tensors(program.plan, state.params), stream, optimizer)
+    others = {} if theirs is None else theirs(program.plan, state.params)
 
     def step() -> float:
         nonlocal state
         state, metrics = compiled(state, placed)
         return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
-    tokens = rows * length
-    columns = [("CPU ms / step", "cpu", None), ("ms / step", "wall", None), ("tokens / s", "wall", tokens)]
+    columns = [("CPU ms / step", "cpu", None), ("ms / step", "wall", None), (f"{unit} / s", "wall", amount)]
     if peak := peak_flops(jax.devices()[0]):
-        columns.append(("% MFU", "wall", 100 * tokens * train_flops_per_token(model, length) / peak))
-    what = f"{rows} x {length} tokens, vocabulary {model.vocab_size}, {config.precision}"
-    result = {"what": what, "systems": {"jumok": step}, "columns": columns}
-    if theirs:
-        losses = np.array([(step(), theirs.step()) for _ in range(3)])
-        apart = np.max(np.abs(losses[:, 0] / losses[:, 1] - 1))
+        columns.append(("% MFU", "wall", 100 * rows * train_flops_per_row(config.model, row) / peak))
+    shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in batch.items() if name in _SHOWN)
+    vocabulary = f", vocabulary {size}" if (size := getattr(config.model, "vocab_size", 0)) else ""
+    result: dict[str, Any] = {"what": f"{shapes}{vocabulary}, {config.precision}", "columns": columns}
+    systems = {"jumok": step} | {name: trainer.step for name, trainer in others.items()}
+    if others:
+        losses = np.array([[call() for call in systems.values()] for _ in range(3)])
+        apart = np.max(np.abs(losses[:, :1] / losses - 1))
         if not apart < 1e-4:
-            raise ArithmeticError(f"jumok and torch do not learn the same: losses {losses.tolist()}")
-        result["systems"]["torch"] = theirs.step
+            raise ArithmeticError(f"{', '.join(systems)} do not learn the same: losses {losses.tolist()}")
         result["agreement"] = f"losses of the first three steps agree to {apart:.0e}"
-    return result
+    return result | {"systems": systems}
 
 
 def decode(batch_size: str) -> dict[str, Any]:
@@ -125,11 +152,11 @@ def decode(batch_size: str) -> dict[str, Any]:
         return np.concatenate(pieces, axis=1)
 
     systems: dict[str, Callable] = {"jumok": write}
-    if _TORCH and importlib.util.find_spec("transformers"):
+    if TORCH and importlib.util.find_spec("transformers"):
         transformers = importlib.import_module("transformers")
         values = gpt2.to_hugging_face_config(plan.config) | {"bos_token_id": None, "eos_token_id": None}
         reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**values)).eval()
-        reference.load_state_dict(_tensors(plan, params), strict=False)  # its head is tied
+        reference.load_state_dict(tensors(gpt2, plan, params), strict=False)  # its head is tied
         inputs = {"inputs": torch.from_numpy(prompts), "attention_mask": torch.ones(rows, length), "pad_token_id": 0}
         generate = partial(reference.generate, **inputs, max_new_tokens=new, do_sample=False)
         systems["transformers"] = lambda: generate()[:, length:].numpy()
@@ -143,7 +170,7 @@ def decode(batch_size: str) -> dict[str, Any]:
     }
 
 
-def _tensors(plan: Blueprint, params: Params) -> dict[str, Any]:
-    """Our weights as Hugging Face's GPT2LMHeadModel names and stores them."""
-    layout = Layout(gpt2.WEIGHTS, plan.declared, plan.config.vocab_size)
+def tensors(family: Family, plan: Blueprint, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Our weights as Hugging Face's class of the family names and stores them."""
+    layout = Layout(family.weights(plan.config), plan.declared, getattr(plan.config, "vocab_size", 0))
     return {name: torch.from_numpy(array.copy()) for name, array in layout.to_hugging_face(params)}

@@ -117,6 +117,9 @@ def test_code_is_only_run_where_it_is_allowed(module):
     ("code", "sentence"),
     [
         ("", r"the source own_\w+:make cannot be found: module 'own_\w+' has no attribute 'make'"),
+        ("def make(:", r"source own_\w+:make cannot be imported \(SyntaxError: .* line 1\)\); mend it"),
+        ("import no_such_module", r"source own_\w+:make cannot be found: No module named 'no_such_module'"),
+        ("1 / 0", r"source own_\w+:make cannot be imported \(ZeroDivisionError: division by zero\); mend it"),
         ("make = 3", r"own_\w+:make is int and cannot be called; name a function or a class"),
         ("def make(): return iter('abc')", r"own_\w+:make gives str_\w*iterator, which has no __len__ and __getitem__"),
         ("def make(): return [1]", r"item 0 of own_\w+:make is neither a text nor a dict of columns but int"),
@@ -126,7 +129,7 @@ def test_code_is_only_run_where_it_is_allowed(module):
         ),
         ("def make(): return [{}]", r"item 0 of own_\w+:make has no column of text or numbers; found none"),
         ("def make(): return {0: 'a', 2: 'b'}", r"own_\w+:make cannot be read \(KeyError: 1\); mend it, or run again"),
-        ("def make(): return 1 / 0", r"own_\w+:make cannot be read \(ZeroDivisionError: division by zero\)"),
+        ("def make(): return 1 / 0", r"own_\w+:make fails \(ZeroDivisionError: division by zero\); mend it"),
         ("def make(): return ['\\ud800']", r"00000.jsonl:1 is not UTF-8 text in the column 'text'"),
     ],
 )

@@ -160,20 +160,20 @@ def test_a_mixture_gives_each_source_its_share(tmp_path):
     b = write_records(tmp_path / "b.jsonl", text=["b" * 99] * 50)
     config = DataConfig(mixture=(f"first=1:{a}", f"second=3:{b}"), max_length=100)
     data = prepare_dataset(config, 257, 0)
-    loader = data.loader(config, seed=0)
+    loader = data.loader(seed=0)
     assert loader.names == ("first", "second")
     tokens = loader.rows_for(0, range(400))["tokens"]
     assert [int((tokens[:, 1] == ord(letter)).sum()) for letter in "ab"] == loader.drawn(400) == [100, 300]
     assert data.valid.num_documents == 25  # a tenth of each
     in_epochs = dataclasses.replace(config, mixture=(f"first=1epochs:{a}", f"second=2epochs:{b}"))
-    assert prepare_dataset(in_epochs, 257, 0).loader(in_epochs, seed=0).drawn(180 + 90) == [180, 90]
+    assert prepare_dataset(in_epochs, 257, 0).loader(seed=0).drawn(180 + 90) == [180, 90]
 
 
 def test_pairs_are_learned_after_what_is_given(tmp_path):
     path = write_records(tmp_path / "qa.jsonl", q=[f"{i} + 1?" for i in range(40)], a=list(range(1, 41)))
     config = DataConfig(path, prompt="{q} ", response="{a}", max_length=32)
     data = prepare_dataset(config, 257, 0)
-    loader = data.loader(config, seed=0)
+    loader = data.loader(seed=0)
     row = {name: values[0] for name, values in loader.rows_for(0, range(1)).items()}
     for segment in range(1, row["segments"].max() + 1):
         at = row["segments"] == segment
@@ -210,7 +210,7 @@ def test_ready_shards_are_read_in_place(tmp_path, english):
     ]
     assert texts == documents
     assert prepare_held_out(config, tokenizer).digest == data.valid.digest
-    assert data.loader(config, seed=0).rows_for(0, range(4))["tokens"].shape == (4, 16)
+    assert data.loader(seed=0).rows_for(0, range(4))["tokens"].shape == (4, 16)
 
 
 def test_code_is_run_only_where_it_is_named(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_batches_of_real_text(shared_data):
     config = DataConfig(str(shared_data / "lm" / "tinyshakespeare.txt"), tokenizer="characters", max_length=64)
     data = prepare_dataset(config, 128, 0)
     assert data.tokenizer.vocab_size == 66
-    loader = data.loader(config, seed=0)
+    loader = data.loader(seed=0)
     (rows,) = loader.sources
     text = (shared_data / "lm" / "tinyshakespeare.txt").read_text()
     batch = loader.rows_for(10 * len(rows) - 6, range(12))  # straddles epochs

@@ -236,7 +236,7 @@ def test_refusals():
 def test_a_plan_is_made_once_and_refused_when_it_is_damaged(monkeypatch):
     corpus = Documents(plain([3, 4, 5]))
     first = rows_of(FittedRows(corpus, 8, "isolated", END))
-    monkeypatch.setattr(fitting, "_plan", lambda *_: pytest.fail("planned twice"))
+    monkeypatch.setattr(FittedRows, "_plan", lambda *_: pytest.fail("planned twice"))
     monkeypatch.setattr(fitting, "cache_folder", lambda _: pytest.fail("asked to write"))  # the cache may be read-only
     assert rows_of(FittedRows(corpus, 8, "isolated", END)) == first
     (folder,) = (

@@ -14,10 +14,13 @@ from launch.cli import COMMANDS
 from launch.show_command import COLOURS, Piece, Show, main, pieces, readable
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
+from model.encoder_decoder import EncoderDecoderConfig
 from train.command import dispatch
 from train.config import SampleConfig
 from train.console import Console
+from train.objectives.classify import ClassifyConfig
 from train.objectives.masked_lm import MaskedLMConfig
+from train.objectives.seq2seq import Seq2SeqConfig
 
 pytestmark = pytest.mark.core
 END = 256
@@ -194,3 +197,41 @@ def test_a_masked_row_shows_what_is_to_be_found(tmp_path, monkeypatch, capsys):
     whole = re.sub(r"\[\[|\]\]|⟨start⟩|↵|^ *(1 \|)? ", "", out.split("\n", 3)[3], flags=re.MULTILINE)
     assert re.sub(r"\s", "", whole) in re.sub(r"\s", "", text)
     assert segment["learned"] not in segment["text"]
+
+
+def test_a_pair_shows_its_source_and_what_is_made_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("source", ("one", "two")), ("target", ("eins", "zwei"))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+    config = Show(
+        model=EncoderDecoderConfig(num_layers=1, model_dim=32, num_heads=4, vocab_size=257, max_length=16),
+        data=DataConfig(
+            "", None, (), *["source.txt", "target.txt"] * 2, prompt="{source}", response="{target}", max_length=16
+        ),
+        objective=Seq2SeqConfig(),
+        sample=SampleConfig(tokens=0),
+    )
+    (row,) = main(config, Console())
+    assert sorted((segment["text"], segment["learned"]) for segment in row["segments"]) == [
+        ("one", "eins"),
+        ("two", "zwei"),
+    ]
+    assert "[[one⟨start⟩]]eins⟨end⟩" in capsys.readouterr().out  # which in this tokenizer is the end token, too
+
+
+def test_a_text_shows_its_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mail.csv").write_text("label,text\nham,hello\nspam,buy\n")
+    config = Show(
+        model=EncoderConfig(
+            num_layers=1, model_dim=32, num_heads=4, vocab_size=257, max_length=8, head="sequence_classification"
+        ),
+        data=DataConfig("mail.csv", "mail.csv", label_column="label", max_length=8),
+        objective=ClassifyConfig(),
+        sample=SampleConfig(tokens=0),
+        rows=2,
+    )
+    main(config, Console())
+    out = capsys.readouterr().out
+    for text, label in (("hello", "ham"), ("buy", "spam")):
+        assert re.search(rf"places, class: {label}\n1 \| \[\[⟨start⟩{text}⟨start⟩\]\]", out)

@@ -495,7 +495,8 @@ def test_the_keys_of_a_published_translation_model():
     }"""
     config = transformer.from_hugging_face_config(json.loads(stored))
     expected = dataclasses.replace(PRESETS["transformer-base"], vocab_size=58101, activation="silu")
-    assert config.resolved() == dataclasses.replace(expected, attention_bias=True, logit_bias=True).resolved()
+    expected = dataclasses.replace(expected, attention_bias=True, logit_bias=True, decoder_start_id=58100)
+    assert config.resolved() == expected.resolved()
 
 
 # Parity with transformers

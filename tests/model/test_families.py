@@ -1,4 +1,4 @@
-"""Families: counts of every preset, and their configurations to and from Hugging Face's."""
+"""Families: counts of every preset, their configurations to and from Hugging Face's, and what models cost."""
 
 import dataclasses
 import math
@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from model.cost import count_parameters, train_flops_per_token
+from model import decoder, encoder, encoder_decoder, recurrent, vision
+from model.cost import count_parameters, train_flops_per_row, train_flops_per_token
 from model.decoder import Decoder, DecoderConfig
+from model.distillation import DistillationConfig
+from model.encoder import EncoderConfig
 from model.families.weights import Layout
+from model.generator_discriminator import GeneratorDiscriminatorConfig
+from model.image_decoder import ImageDecoderConfig
 from model.parameters import declarations
 from model.positions import rope_frequencies
-from model.presets import FAMILIES, family_of, family_of_architecture
+from model.presets import FAMILIES, family_name, family_of, family_of_architecture
 from model.presets import PRESETS as ALL_PRESETS
+from model.vision import VisionConfig
 
 PRESETS = {name: config for name, config in ALL_PRESETS.items() if isinstance(config, DecoderConfig)}
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -173,7 +179,7 @@ def test_new_and_old_keys_of_rotary_positions_mean_the_same():
         ),
         ("llama", {"rope_parameters": {"attention_factor": 2.0}}, "attention_factor=2.0 is not known"),
         ("palm", {"use_qk_norm": True}, "use_qk_norm=true is not supported, only false"),
-        ("palm", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.* is not known"),
+        ("palm", {"rope_scaling": {"type": "linear", "factor": 2.0}}, 'type="linear" is not supported, only "default"'),
         ("palm", {"rope_parameters": {"rope_theta": 1.0}}, "rope_theta is 10000.0 and, among the rope parameters, 1.0"),
         ("palm", {"num_key_value_heads": 5}, "num_attention_heads=16 must be a multiple of num_key_value_heads=5"),
     ],
@@ -215,3 +221,148 @@ def test_operations_per_token():
     untied = PRESETS["llama2-7b"]  # its embedding table is only looked up
     multiplied = COUNTS["llama2-7b"] - 32_000 * 4096 - 65 * 4096
     assert train_flops_per_token(untied, 4096) == 6 * multiplied + 6 * 32 * 4096 * 4096
+
+
+def rows(**lengths: int) -> dict[str, np.ndarray]:
+    """A row of which only the shapes matter."""
+    return {name: np.zeros(length, np.int32) for name, length in lengths.items()}
+
+
+def test_operations_of_a_row_are_those_of_its_tokens():
+    text = PRESETS["gpt2-124m"]
+    assert train_flops_per_row(text, rows(tokens=512, targets=512)) == 512 * train_flops_per_token(text, 512)
+    bert = ALL_PRESETS["bert-base-uncased"]
+    masked, labelled = rows(tokens=128, targets=24), rows(tokens=128)
+    assert train_flops_per_row(bert, masked) == 128 * train_flops_per_token(bert, 128, predicted=24 / 128)
+    assert train_flops_per_row(bert, labelled) == 128 * train_flops_per_token(bert, 128, predicted=0)
+    pair = rows(source_tokens=40, tokens=30, targets=30)
+    for name, count in (
+        ("transformer-base", encoder_decoder.train_flops_per_row),
+        ("t5-v1.1-small", encoder_decoder.train_flops_per_row),
+        ("luong", recurrent.train_flops_per_row),
+    ):
+        assert train_flops_per_row(ALL_PRESETS[name], pair) == count(ALL_PRESETS[name], 40, 30)
+    vit = ALL_PRESETS["vit-b16"]
+    image = {"images": np.broadcast_to(np.uint8(0), (224, 224, 3))}
+    assert train_flops_per_row(vit, image) == vision.train_flops_per_row(vit)
+
+
+def test_operations_of_a_row_of_two_models_are_those_of_both():
+    one, other = ALL_PRESETS["electra-small-generator"], ALL_PRESETS["electra-small-discriminator"]
+    row = rows(tokens=128, targets=24)
+    both = GeneratorDiscriminatorConfig(generator=one, discriminator=other)
+    assert train_flops_per_row(both, row) == train_flops_per_row(one, row) + train_flops_per_row(other, row)
+    teacher, student = ALL_PRESETS["bert-base-uncased"], ALL_PRESETS["tinybert-4"]
+    distilled = train_flops_per_row(DistillationConfig(teacher=teacher, student=student), row)
+    assert distilled == train_flops_per_row(student, row) + train_flops_per_row(teacher, row) // 3
+
+
+def test_every_structure_counts_in_its_own_file():
+    for name, file in (("gpt2-124m", decoder), ("albert-base", encoder), ("bart-base", encoder_decoder)):
+        assert count_parameters(ALL_PRESETS[name]) == file.count_parameters(ALL_PRESETS[name])
+    for name, file in (("luong", recurrent), ("vit-b16", vision)):
+        assert count_parameters(ALL_PRESETS[name]) == file.count_parameters(ALL_PRESETS[name])
+
+
+# Families of every structure
+
+
+def test_every_preset_has_a_name_of_its_own_and_a_family():
+    assert len(ALL_PRESETS) == sum(len(family.PRESETS) for family in FAMILIES.values()) + len(recurrent.PRESETS)
+    for name, config in ALL_PRESETS.items():
+        config.validate()
+        if name in recurrent.PRESETS:
+            assert family_name(config) == "recurrent"
+        else:
+            family = family_of(config)
+            assert family.PRESETS[name] == config
+            assert FAMILIES[family_name(config)] is family
+
+
+def test_a_structure_that_no_architecture_has_is_refused_in_a_sentence_of_its_own():
+    image_decoder = ImageDecoderConfig(vision=VisionConfig(num_layers=1, model_dim=8, num_heads=2), decoder=SMALL)
+    for config, name in ((ALL_PRESETS["luong"], "recurrent"), (image_decoder, "image_decoder")):
+        with pytest.raises(
+            ValueError, match=rf"know no model of this structure \({name}\), so that jumok alone can use"
+        ):
+            family_of(config)
+        assert family_name(config) == name
+
+
+def test_of_two_models_the_kept_ones_family_is_named():
+    generator, discriminator = (ALL_PRESETS[f"electra-small-{kind}"] for kind in ("generator", "discriminator"))
+    assert family_name(GeneratorDiscriminatorConfig(generator=generator, discriminator=discriminator)) == "electra"
+
+
+# Names of classes
+
+
+BERT = EncoderConfig(
+    num_layers=1, model_dim=8, num_heads=2, vocab_size=70, max_length=8, head="sequence_classification"
+)
+VIT = VisionConfig(num_layers=1, model_dim=8, num_heads=2, num_classes=2)
+
+
+def values_of(config: Any, **changes: Any) -> dict[str, Any]:
+    family = family_of(config)
+    return {"architectures": [family.architecture(config)], **family.to_hugging_face_config(config), **changes}
+
+
+@pytest.mark.parametrize("config", [BERT, VIT], ids=["bert", "vit"])
+def test_names_of_classes_are_carried(config: Any):
+    named = dataclasses.replace(config, classes=("ham", "spam"))
+    values = values_of(named)
+    assert values["id2label"] == {"0": "ham", "1": "spam"}
+    assert values["label2id"] == {"ham": 0, "spam": 1}
+    read = family_of(config).from_hugging_face_config
+    assert read(values).resolved() == named.resolved()
+
+    unnamed = values_of(config)
+    assert unnamed["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    assert read(unnamed).classes == ()
+
+    twice = read(values | {"id2label": {"2": "crane", "0": "crane", "1": "ham"}})
+    assert (twice.num_classes, twice.classes) == (3, ("crane (0)", "ham", "crane (2)"))
+    twice.validate()
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"0": "ham", "2": "spam"}, "config.json: id2label has no 1"),
+        ({"0": "ham", "1": 1}, "config.json: id2label: 1=1 must be a string"),
+        (["ham", "spam"], r"config.json: id2label=\[.*\] must be an object"),
+    ],
+)
+def test_names_of_no_class_are_refused(labels: Any, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        FAMILIES["bert"].from_hugging_face_config(values_of(BERT, id2label=labels))
+
+
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [
+        (("ham",), "model.classes names 1 classes, and there are model.num_classes=2; name all or none"),
+        (("ham", "ham"), "model.classes has the name 'ham' twice; give each class a name of its own"),
+    ],
+)
+def test_classes_are_named_once_or_not_at_all(classes: tuple[str, ...], sentence: str):
+    for config in (BERT, VIT):
+        with pytest.raises(ValueError, match=sentence):
+            dataclasses.replace(config, classes=classes).validate()
+
+
+# What targets begin with
+
+
+def test_the_token_that_targets_begin_with_is_carried():
+    for name, published in (("bart-base", 2), ("t5-small", 0), ("transformer-base", None)):
+        config = ALL_PRESETS[name]
+        family = family_of(config)
+        assert config.decoder_start_id == published
+        assert ("decoder_start_token_id" in family.to_hugging_face_config(config)) == (published is not None)
+        other = dataclasses.replace(config, decoder_start_id=9)
+        assert family.from_hugging_face_config(family.to_hugging_face_config(other)).decoder_start_id == 9
+    for value in (-1, 37_000):
+        with pytest.raises(ValueError, match=rf"model.decoder_start_id={value} must be one of the 37000 tokens"):
+            dataclasses.replace(ALL_PRESETS["transformer-base"], decoder_start_id=value).validate()

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from model.recurrent import (
     count_parameters,
     matrix_parameters,
     train_flops_per_row,
-    zero_states,
 )
 from train.mesh import MeshConfig, batch_sharding, make_mesh, parameter_shardings
 
@@ -33,6 +33,7 @@ SMALL = RecurrentConfig(num_layers=2, model_dim=8, embedding_dim=6, vocab_size=1
 SOURCE_BM = np.random.default_rng(0).integers(0, 23, (3, 7), np.int32)
 TARGET_BL = np.random.default_rng(1).integers(0, 19, (3, 6), np.int32)
 SEGMENTS_BM = (np.arange(7)[None] < np.array([7, 3, 5])[:, None]).astype(np.int32)
+SEGMENTED = {"source_segments_BM": SEGMENTS_BM}
 
 # Every cell without attention, and every score without and with feeding.
 VARIANTS = {
@@ -133,12 +134,15 @@ def run_cells(kind: str, params: dict[str, Any], inputs_BLE: Any, lengths_B: np.
     """Outputs [B, L, D], zero where a sequence has ended, and last states [arrays, layers, B, D]."""
     config = cells_config(kind)
     skeleton = split(cells(config, nnx.Rngs(params=0)))[0]
-    valid_LB = np.arange(inputs_BLE.shape[1])[:, None] < lengths_B[None]
+    valid_BL = np.arange(inputs_BLE.shape[1])[None] < lengths_B[:, None]
     x_LBE, last = jnp.moveaxis(jnp.asarray(inputs_BLE), 0, 1), []
-    for cell, state in zip(merge(skeleton, params), zero_states(config, len(lengths_B)), strict=True):
-        x_LBE, state = cell.run(x_LBE, state, jnp.asarray(valid_LB))
-        last.append(jnp.stack(state))
-    return jnp.moveaxis(jnp.where(valid_LB[..., None], x_LBE, 0), 0, 1), jnp.stack(last, 1)
+    begins_LB = np.zeros(x_LBE.shape[:2], bool)
+    begins_LB[0] = True
+    for cell in merge(skeleton, params):
+        states = cell.run(x_LBE, jnp.asarray(begins_LB))
+        x_LBE = states[0]
+        last.append(jnp.stack([a_LBD[lengths_B - 1, np.arange(len(lengths_B))] for a_LBD in states]))
+    return jnp.where(valid_BL[..., None], jnp.moveaxis(x_LBE, 0, 1), 0), jnp.stack(last, 1)
 
 
 @pytest.mark.core
@@ -216,9 +220,10 @@ def test_whole_models_compute_what_torch_computes(name: str):
     assert {name: p.shape for name, p in params.items()} == {name: p.shape for name, p in born.items()}
     source_BM, target_BL = (theirs[key].astype(np.int32) for key in ("source", "target"))
     segments_BM = (np.arange(source_BM.shape[1])[None] < theirs["lengths"][:, None]).astype(np.int32)
+    segments = {"source_segments_BM": segments_BM, "target_segments_BL": np.ones_like(target_BL)}
 
     def loss(params):
-        logits_BLV = merge(skeleton, params)(source_BM, target_BL, segments_BM)
+        logits_BLV = merge(skeleton, params)(source_BM, target_BL, **segments)
         log_p = jax.nn.log_softmax(logits_BLV[:, :-1])
         return -jnp.take_along_axis(log_p, target_BL[:, 1:, None], axis=-1).mean(), logits_BLV
 
@@ -238,7 +243,7 @@ def test_whole_models_compute_what_torch_computes(name: str):
 def test_the_five_steps_are_visible_and_follow_from_each_other(config: RecurrentConfig):
     model = model_of(config)
     names = ("encoder_states", "attention_scores", "attention_probabilities", "context_vector", "combination")
-    hidden_BLD, steps = hidden_of(model, SOURCE_BM, TARGET_BL, SEGMENTS_BM, capture=names)
+    hidden_BLD, steps = hidden_of(model, SOURCE_BM, TARGET_BL, **SEGMENTED, capture=names)
     assert {name: steps[name].shape for name in names} == {
         "encoder_states": (3, 7, 8),
         "attention_scores": (3, 6, 7),
@@ -254,18 +259,18 @@ def test_the_five_steps_are_visible_and_follow_from_each_other(config: Recurrent
     assert_near(p_BLM, exp_BLM / exp_BLM.sum(-1, keepdims=True))
     assert_near(steps["context_vector"], np.einsum("BLM,BMD->BLD", p_BLM, steps["encoder_states"]))
     np.testing.assert_array_equal(steps["combination"], hidden_BLD)
-    _, fewer = hidden_of(model, SOURCE_BM, TARGET_BL, SEGMENTS_BM, capture=("context_vector",))
+    _, fewer = hidden_of(model, SOURCE_BM, TARGET_BL, **SEGMENTED, capture=("context_vector",))
     assert fewer.keys() == {"context_vector"}
 
 
 def test_without_attention_the_decoder_is_given_the_last_state_and_nothing_else():
     model = model_of(SMALL)
-    encoded = encoded_by(model, SOURCE_BM, SEGMENTS_BM)
+    encoded = encoded_by(model, SOURCE_BM, segments_BM=SEGMENTS_BM)
     expected, steps = decoded_by(model, TARGET_BL, encoded, capture=("attention_scores", "combination"))
     nothing = dataclasses.replace(encoded, states_BMD=encoded.states_BMD * jnp.nan, keys_BMD=encoded.keys_BMD * jnp.nan)
     np.testing.assert_array_equal(decoded_by(model, TARGET_BL, nothing)[0], expected)
     assert steps == {}
-    other = dataclasses.replace(encoded, layers=zero_states(SMALL, 3))
+    other = dataclasses.replace(encoded, layers=jax.tree.map(jnp.zeros_like, encoded.layers))
     assert np.abs(decoded_by(model, TARGET_BL, other)[0] - expected).max() > 0.01
 
 
@@ -276,7 +281,7 @@ def test_without_attention_the_decoder_is_given_the_last_state_and_nothing_else(
 @every_variant
 def test_decoding_step_by_step_is_decoding_the_whole_target(config: RecurrentConfig):
     model = model_of(config)
-    encoded = encoded_by(model, SOURCE_BM, SEGMENTS_BM)
+    encoded = encoded_by(model, SOURCE_BM, segments_BM=SEGMENTS_BM)
     expected_BLD, _ = decoded_by(model, TARGET_BL, encoded)
     state, step = model.start(encoded), jax.jit(model.step)
     for place in range(TARGET_BL.shape[1]):
@@ -290,16 +295,17 @@ def test_feeding_nothing_back_is_not_feeding(score: Any):
     skeleton, _ = split(model_of(dataclasses.replace(SMALL, attention=score)))
     params = split(fed)[1]
     unfed = merge(skeleton, {name: params[name] for name in skeleton.names})
-    expected = logits_of(unfed, SOURCE_BM, TARGET_BL, SEGMENTS_BM)
+    expected = logits_of(unfed, SOURCE_BM, TARGET_BL, **SEGMENTED)
     zeroed = merge(split(fed)[0], params | {"feed": jnp.zeros_like(params["feed"])})
-    assert_near(logits_of(zeroed, SOURCE_BM, TARGET_BL, SEGMENTS_BM)[..., :19], expected[..., :19])
+    assert_near(logits_of(zeroed, SOURCE_BM, TARGET_BL, **SEGMENTED)[..., :19], expected[..., :19])
 
 
 @every_variant
 def test_neither_padding_nor_its_length_changes_anything(config: RecurrentConfig):
     model = model_of(config)
-    alone = logits_of(model, SOURCE_BM[1:2, :3], TARGET_BL[1:2], SEGMENTS_BM[1:2, :3])
-    beside_longer = logits_of(model, SOURCE_BM, TARGET_BL, SEGMENTS_BM)
+    alone = logits_of(model, SOURCE_BM[1:2, :3], TARGET_BL[1:2])
+    target_segments_BL = np.ones_like(TARGET_BL)
+    beside_longer = logits_of(model, SOURCE_BM, TARGET_BL, **SEGMENTED, target_segments_BL=target_segments_BL)
     assert_near(beside_longer[1:2, :, :19], alone[..., :19])
 
 
@@ -310,27 +316,90 @@ def test_a_source_read_from_its_end_is_the_reversed_source():
     for row, length in enumerate(SEGMENTS_BM.sum(1)):
         turned[row, :length] = SOURCE_BM[row, :length][::-1]
     assert_near(
-        logits_of(backwards, SOURCE_BM, TARGET_BL, SEGMENTS_BM)[..., :19],
-        logits_of(forwards, turned, TARGET_BL, SEGMENTS_BM)[..., :19],
+        logits_of(backwards, SOURCE_BM, TARGET_BL, **SEGMENTED)[..., :19],
+        logits_of(forwards, turned, TARGET_BL, **SEGMENTED)[..., :19],
     )
 
 
 @every_variant
 def test_no_token_sees_a_later_one(config: RecurrentConfig):
     model = model_of(config)
-    encoded = encoded_by(model, SOURCE_BM, SEGMENTS_BM)
+    encoded = encoded_by(model, SOURCE_BM, segments_BM=SEGMENTS_BM)
     changed = TARGET_BL.copy()
     changed[:, 3] = (changed[:, 3] + 1) % 19
     differs_BL = np.abs(decoded_by(model, TARGET_BL, encoded)[0] - decoded_by(model, changed, encoded)[0]).max(-1) > 0
     np.testing.assert_array_equal(differs_BL, np.broadcast_to(np.arange(6) >= 3, (3, 6)))
 
 
+# Rows of pairs, each a source and a target of so many tokens; and each of the pairs in a row of its own.
+PACKED = [[(3, 2), (4, 3), (2, 3)], [(5, 4), (1, 1)], [], [], []]
+ALONE = [[pair] for pairs in PACKED for pair in pairs]
+
+
+def laid_out(rows: list[list[tuple[int, int]]]) -> dict[str, np.ndarray]:
+    """The arguments of a model for these rows. No token comes twice on a side."""
+    arguments = {}
+    for side, (name, vocab_size) in enumerate([("source", 23), ("target", 19)]):
+        tokens, segments = np.zeros((5, 9), np.int32), np.zeros((5, 9), np.int32)
+        upcoming = iter(np.random.default_rng(side).permutation(vocab_size))
+        for row, pairs in enumerate(rows):
+            begin = 0
+            for segment, pair in enumerate(pairs, 1):
+                places = slice(begin, begin + pair[side])
+                tokens[row, places] = list(itertools.islice(upcoming, pair[side]))
+                segments[row, places] = segment
+                begin += pair[side]
+        letters = "BM" if name == "source" else "BL"
+        arguments |= {f"{name}_{letters}": tokens, f"{name}_segments_{letters}": segments}
+    return arguments
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["gru-none", "lstm-none", "rnn-concat", "lstm-location", "gru-concat-fed"])
+def test_packed_pairs_are_computed_as_if_alone_and_nothing_leaks(name: str):
+    config = dataclasses.replace(VARIANTS[name], reverse_source=name in ("gru-none", "rnn-concat"))
+    skeleton, params = split(model_of(config))
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def gradient(params, arguments, scored_BL):
+        logits_BLV = merge(skeleton, params)(**arguments)[..., :19]
+        return (jnp.sin(logits_BLV) * scored_BL[..., None]).sum(), logits_BLV
+
+    packed, alone = laid_out(PACKED), laid_out(ALONE)
+    scored_BL, alone_scored_BL = (arguments["target_segments_BL"] > 0 for arguments in (packed, alone))
+    gradients, logits_BLV = gradient(params, packed, scored_BL)
+    expected, expected_BLV = gradient(params, alone, alone_scored_BL)
+    assert_near(logits_BLV[scored_BL], expected_BLV[alone_scored_BL])
+    for weight, g in expected.items():
+        assert_near(gradients[weight], g, weight)
+    for segment in (1, 2, 3):
+        gradients, _ = gradient(params, packed, packed["target_segments_BL"] == segment)
+        for side, letters in (("source", "BM"), ("target", "BL")):
+            read = np.flatnonzero(np.any(gradients[f"{side}_embedding.table"], axis=-1))
+            own = packed[f"{side}_{letters}"][packed[f"{side}_segments_{letters}"] == segment]
+            assert set(read) == set(own), side
+
+
+def test_location_scores_are_those_of_the_positions_given():
+    model, rows = model_of(VARIANTS["lstm-location"]), laid_out(PACKED)
+    positions_BM = np.zeros((5, 9), np.int32)
+    positions_BM[0], positions_BM[1, :6] = [0, 1, 2, 0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 0]
+    scored_BL = rows["target_segments_BL"] > 0
+    default_BLV, given_BLV, others_BLV = (
+        logits_of(model, **rows, source_positions_BM=positions)[scored_BL]
+        for positions in (None, positions_BM, positions_BM[:, ::-1])
+    )
+    assert_near(given_BLV, default_BLV)
+    assert np.abs(others_BLV - default_BLV)[:, :19].max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["gru-none", "lstm-dot", "lstm-general-fed"])
 def test_dropout_is_for_training_and_keeps_its_rate(name: str):
     model = model_of(dataclasses.replace(VARIANTS[name], dropout=0.25))
-    dropped, _ = hidden_of(model, SOURCE_BM, TARGET_BL, SEGMENTS_BM, key=jax.random.key(1))
-    again, _ = hidden_of(model, SOURCE_BM, TARGET_BL, SEGMENTS_BM, key=jax.random.key(1))
-    whole, _ = hidden_of(model, SOURCE_BM, TARGET_BL, SEGMENTS_BM)
+    dropped, _ = hidden_of(model, SOURCE_BM, TARGET_BL, **SEGMENTED, key=jax.random.key(1))
+    again, _ = hidden_of(model, SOURCE_BM, TARGET_BL, **SEGMENTED, key=jax.random.key(1))
+    whole, _ = hidden_of(model, SOURCE_BM, TARGET_BL, **SEGMENTED)
     np.testing.assert_array_equal(dropped, again)
     assert 0.1 < (np.asarray(dropped) == 0).mean() < 0.4
     assert not (np.asarray(whole) == 0).any()
@@ -340,9 +409,9 @@ def test_bfloat16_parameters_compute_in_bfloat16_near_float32():
     config = dataclasses.replace(SMALL, attention="concat", input_feeding=True)
     skeleton, params = split(model_of(config))
     half = merge(skeleton, {name: p.astype(jnp.bfloat16) for name, p in params.items()})
-    logits = logits_of(half, SOURCE_BM, TARGET_BL, SEGMENTS_BM)[..., :19]
+    logits = logits_of(half, SOURCE_BM, TARGET_BL, **SEGMENTED)[..., :19]
     assert logits.dtype == jnp.bfloat16
-    expected = logits_of(merge(skeleton, params), SOURCE_BM, TARGET_BL, SEGMENTS_BM)[..., :19]
+    expected = logits_of(merge(skeleton, params), SOURCE_BM, TARGET_BL, **SEGMENTED)[..., :19]
     assert np.abs(logits.astype(jnp.float32) - expected).max() < 0.05 * np.abs(expected).max()
     states = [a for layer in encoded_by(half, SOURCE_BM).layers for a in layer]
     assert {a.dtype for a in states} == {jnp.dtype(jnp.float32)}
@@ -365,7 +434,9 @@ def test_one_beam_is_the_greedy_choice_and_more_find_the_best_of_all_translation
 
     greedy = searched(1)[0][:, 0]
     for row in range(3):
-        encoded = jax.tree.map(lambda a, row=row: a[row : row + 1], encoded_by(model, SOURCE_BM, SEGMENTS_BM))
+        encoded = jax.tree.map(
+            lambda a, row=row: a[row : row + 1], encoded_by(model, SOURCE_BM, segments_BM=SEGMENTS_BM)
+        )
         given = np.concatenate([[START], np.maximum(greedy[row, :-1], 0)])[None]
         logits_LV = model.logits(decoded_by(model, given, encoded)[0])[0]
         tokens = np.asarray(logits_LV.argmax(-1))
@@ -473,12 +544,13 @@ def test_any_mesh_computes_the_same(name: str, mesh_config: MeshConfig):
     config = dataclasses.replace(VARIANTS[name], embedding_dim=None, dropout=0.1)
     skeleton, params = split(model_of(config))
     inputs = {"source": np.resize(SOURCE_BM, (8, 8)), "target": np.resize(TARGET_BL, (8, 8))}
-    inputs["segments"] = (np.arange(8)[None] < np.arange(1, 9)[:, None]).astype(np.int32)
+    inputs["segments"] = 1 + (np.arange(8)[None] >= np.arange(1, 9)[:, None]).astype(np.int32)
 
     def loss(params, inputs):
         model = merge(skeleton, params)
-        y_BLD, _ = model.hidden(inputs["source"], inputs["target"], inputs["segments"], key=jax.random.key(0))
-        return jnp.sin(model.logits(y_BLD)[..., :19]).mean()
+        segments = {"source_segments_BM": inputs["segments"], "target_segments_BL": inputs["segments"]}
+        y_BLD, _ = model.hidden(inputs["source"], inputs["target"], **segments, key=jax.random.key(0))
+        return jnp.square(jnp.sin(model.logits(y_BLD)[..., :19])).mean()
 
     gradient = jax.jit(jax.value_and_grad(loss))
     expected = gradient(params, inputs)

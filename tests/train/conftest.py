@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.dataset import DataConfig
+from data.tokenizers.base import Tokenizer
 from model.decoder import DecoderConfig
-from train.config import LogConfig, RunConfig, SampleConfig
+from train.checkpoint import Checkpoints
+from train.config import LogConfig, RunConfig, SampleConfig, to_json
 from train.console import Console
+from train.objectives.table import usual_objective
 from train.optimizer import OptimizerConfig
+from train.run_directory import RunDirectory
+from train.state import blueprint
 from train.train import main
 
 _LICENCE = Path(__file__).resolve().parents[2] / "LICENSE"
@@ -53,3 +59,20 @@ def uninterrupted(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) ->
     """That run, done in one go, and what it returned. Not to be written to."""
     config = dataclasses.replace(small, run_dir=str(tmp_path_factory.mktemp("runs") / "uninterrupted"))
     return config, main(config, Console())
+
+
+@pytest.fixture(scope="session")
+def write_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A function (model, tokenizer, **fields of the configuration): a run of random weights, as if it were imported."""
+
+    def write(model: Any, tokenizer: Tokenizer, seed: int = 0, **fields: Any) -> str:
+        run = RunDirectory(tmp_path_factory.mktemp("runs") / "run")
+        fields = {"objective": usual_objective(model), "data": DataConfig(max_length=32)} | fields
+        config = RunConfig(model=model, run_dir=str(run), **fields)
+        with Checkpoints(run.checkpoints, writer=True) as checkpoints:
+            checkpoints.save(0, {"params": blueprint(model).init(seed)}, {"config": to_json(config), "step": 0})
+        tokenizer.save(run.tokenizer)
+        run.write_config(to_json(config))
+        return str(run)
+
+    return write

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,12 +48,13 @@ def test_there_and_back_is_bit_equal(uninterrupted, imported):
     assert (there.tokenizer.digest, there.tokenizer.kind) == (here.tokenizer.digest, "bytes")
     own = files(Path(uninterrupted[0].run_dir) / "tokenizer")
     assert {name: content for name, content in files(imported / "tokenizer").items() if name in own} == own
-    assert (there.step, there.config.model.max_length, there.config.data.max_length) == (0, 32, 32)
+    model: Any = there.config.model
+    assert (there.step, model.max_length, there.config.data.lengths) == (0, 32, (32,))
 
 
 @pytest.mark.core
 def test_an_imported_run_is_a_run(uninterrupted, imported, licence):
-    text = evaluate.TextConfig(str(licence))
+    text = evaluate.HeldOutConfig(str(licence))
     receipts = [
         evaluate.main(evaluate.Arguments(run, text), Console()) for run in (uninterrupted[0].run_dir, str(imported))
     ]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from data.tokenizers.load import load_tokenizer
 from data.tokenizers.plain import ByteTokenizer
 from model.cost import count_parameters
 from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
 from model.families.weights import Layout
 from model.parameters import merge
 from model.positions import RopeScaling
-from model.presets import family_of
+from model.presets import PRESETS, family_of
+from model.structures import STRUCTURES
+from model.vision import VisionConfig
 from train.export import export_folder, import_folder
 from train.state import blueprint
 
@@ -65,8 +69,42 @@ CONFIGS = {
     "llama_tied": dataclasses.replace(LLAMA, tie_embeddings=True, rope_scaling=None, head_dim=4, num_kv_heads=4),
 }
 
+_PAIRS: dict[str, Any] = {"num_layers": 1, "num_decoder_layers": 2, "model_dim": 16, "num_heads": 4, "mlp_dim": 24}
+_PAIRS |= {"vocab_size": 300, "max_length": 24}
+MARIAN = dataclasses.replace(PRESETS["transformer-tiny"], **_PAIRS)
+BERT = EncoderConfig(num_layers=1, model_dim=16, num_heads=4, mlp_dim=24, vocab_size=300, max_length=24)
+VIT = VisionConfig(num_layers=1, model_dim=16, num_heads=4, mlp_dim=24, image_size=32, patch_size=8, num_classes=3)
+# Of each structure that is no decoder: a model, and its architecture.
+OTHERS: dict[str, tuple[Any, str]] = {
+    "transformer": (MARIAN, "MarianMTModel"),
+    "separate": (
+        dataclasses.replace(MARIAN, share_embeddings=False, logit_bias=True, attention_bias=True),
+        "MarianMTModel",
+    ),
+    "untied": (
+        dataclasses.replace(MARIAN, share_embeddings=False, tie_embeddings=False, attention_bias=True),
+        "MarianMTModel",
+    ),
+    "bart": (dataclasses.replace(PRESETS["bart-base"], **_PAIRS), "BartForConditionalGeneration"),
+    "mbart": (dataclasses.replace(PRESETS["megamolbart-style-small"], **_PAIRS), "MBartForConditionalGeneration"),
+    "t5": (
+        dataclasses.replace(PRESETS["t5-small"], **_PAIRS, head_dim=6, logit_scale=0.25, init_std=0.25),
+        "T5ForConditionalGeneration",
+    ),
+    "t5_v1.1": (
+        dataclasses.replace(PRESETS["t5-v1.1-small"], **_PAIRS, head_dim=6, init_std=0.25),
+        "T5ForConditionalGeneration",
+    ),
+    "vit": (dataclasses.replace(VIT, classes=("cat", "dog", "\N{SNOWMAN}")), "ViTForImageClassification"),
+    "bert": (
+        dataclasses.replace(BERT, head="sequence_classification", classes=("ham", "spam")),
+        "BertForSequenceClassification",
+    ),
+    "roberta": (dataclasses.replace(BERT, position_offset=2, pooler_dropout=True), "RobertaForMaskedLM"),
+}
 
-def random_params(config: DecoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
+
+def random_params(config: Any, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights of which all matter, biases and scales too; padding is zero."""
     random = np.random.default_rng(seed)
     params = {}
@@ -104,6 +142,11 @@ def gpt2_folder(tmp_path: Path) -> Path:
     return tmp_path / "gpt2"
 
 
+def imported(folder: Path) -> tuple[Any, dict[str, np.ndarray], dict[str, bytes]]:
+    """What `import_folder` gives, of which a test knows the structure."""
+    return import_folder(folder)
+
+
 def refused(folder: Path, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as error:
         import_folder(folder)
@@ -124,7 +167,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama_tied", "palm"])
 def test_an_imported_model_computes_what_transformers_computes(name: str, tmp_path: Path):
     golden = golden_folder(name, tmp_path / "model")
-    config, params, _ = import_folder(tmp_path / "model")
+    config, params, _ = imported(tmp_path / "model")
     tokens, expected = golden["tokens"], golden["logits"]
     assert np.abs(logits(config, params, tokens) - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -173,6 +216,65 @@ def test_transformers_loads_the_exported_tokenizer(tmp_path: Path):
     assert (generation.bos_token_id, generation.eos_token_id) == (256, 256)
 
 
+@pytest.fixture(scope="module", params=OTHERS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path, Any]:
+    """The configuration and the weights of each of the others in turn, its folder, and the receipt."""
+    config, _ = OTHERS[request.param]
+    params, folder = random_params(config), tmp_path_factory.mktemp("exported") / request.param
+    return config, params, folder, export_folder(params, config, None, folder)
+
+
+@pytest.mark.core
+def test_any_structure_survives_export_and_import(exported: tuple[Any, Any, Path, Any]):
+    config, params, folder, receipt = exported
+    assert receipt["architecture"] == OTHERS[folder.name][1]
+    assert receipt["parameters"] == count_parameters(config)
+    assert receipt["max_logit_difference"] <= 1e-5 * receipt["max_logit"]
+    again, reread, _ = import_folder(folder)
+    assert again.resolved() == config.resolved()
+    assert reread.keys() == params.keys()
+    assert all(np.array_equal(reread[name], params[name]) for name in params)
+
+
+def test_transformers_loads_any_structure_and_computes_the_same(exported: tuple[Any, Any, Path, Any]):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config, params, folder, receipt = exported
+    model, facts = getattr(transformers, receipt["architecture"]).from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(facts[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = STRUCTURES[type(config)].example(config)
+    if "tokens_BL" in inputs:
+        inputs["tokens_BL"] = np.maximum(inputs["tokens_BL"], 2)  # RoBERTa's positions follow from what is padding
+    if isinstance(config, VisionConfig):
+        given = {"pixel_values": inputs["images_BHWC"].transpose(0, 3, 1, 2)}
+    elif isinstance(config, EncoderConfig):
+        given = {
+            "input_ids": inputs["tokens_BL"],
+            "attention_mask": inputs["segments_BL"],
+            "token_type_ids": inputs["types_BL"],
+        }
+    else:
+        given = {
+            "input_ids": inputs["source_BM"],
+            "attention_mask": inputs["source_segments_BM"],
+            "decoder_input_ids": inputs["target_BL"],
+        }
+    with torch.no_grad():
+        expected = model.eval()(**{name: torch.tensor(array) for name, array in given.items()}).logits.numpy()
+    skeleton = blueprint(config).skeleton
+    said = jax.jit(lambda params: merge(skeleton, params)(**inputs))(params)
+    ours = np.asarray(next(iter(said.values())) if isinstance(said, dict) else said)
+    difference = np.abs(ours[..., : expected.shape[-1]] - expected)
+    if expected.ndim == 3 and isinstance(config, EncoderConfig):
+        difference = difference[inputs["segments_BL"] > 0]
+    assert difference.max() <= 1e-5 * np.abs(expected).max()
+    if getattr(config, "classes", ()):
+        assert tuple(model.config.id2label.values()) == config.classes
+        assert model.config.label2id == {name: i for i, name in enumerate(config.classes)}
+
+
 # Export
 
 
@@ -189,7 +291,7 @@ def test_a_model_survives_export_and_import(name: str, tmp_path: Path):
     assert {"path": str(tmp_path / "model"), **kept} == receipt
     assert not [path for path in tmp_path.iterdir() if path.name != "model"]
 
-    again, reread, files = import_folder(tmp_path / "model")
+    again, reread, files = imported(tmp_path / "model")
     assert again.resolved() == dataclasses.replace(config, dropout=again.dropout).resolved()
     assert reread.keys() == params.keys()
     for weight, array in params.items():
@@ -311,7 +413,158 @@ def test_a_tokenizer_made_here_can_be_run_again_after_an_import(tmp_path: Path):
     assert loaded.digest == ByteTokenizer().digest
 
 
+# What a folder says of tokens, classes and inputs
+
+
+def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and generation_config.json hold."""
+    model, generation = ((folder / name).read_text() for name in ("config.json", "generation_config.json"))
+    return json.loads(model), json.loads(generation)
+
+
+@pytest.mark.parametrize("start", [None, 7])
+def test_targets_begin_with_the_models_token_or_the_tokenizers_start(start: int | None, tmp_path: Path):
+    config = dataclasses.replace(MARIAN, decoder_start_id=start)
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    export_folder(random_params(config), config, tmp_path / "tokenizer", tmp_path / "model")
+    for values in described(tmp_path / "model"):
+        assert values["decoder_start_token_id"] == (256 if start is None else start)
+        assert (values["bos_token_id"], values["eos_token_id"], values["pad_token_id"]) == (256, 256, None)
+    (tmp_path / "model" / "generation_config.json").unlink()  # old folders have it in config.json alone
+    again, _, files = imported(tmp_path / "model")
+    assert again.decoder_start_id == (256 if start is None else start)
+    assert json.loads(files["generation_config.json"])["decoder_start_token_id"] == again.decoder_start_id
+
+
+def test_the_padding_by_which_positions_are_counted_is_the_models(tmp_path: Path):
+    config = OTHERS["roberta"][0]
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "generation_config.json").write_text('{"pad_token_id": 0, "bos_token_id": 3}')
+    export_folder(random_params(config), config, tmp_path / "tokenizer", tmp_path / "model")
+    values, generation = described(tmp_path / "model")
+    assert (values["pad_token_id"], values["bos_token_id"]) == (1, 3)
+    assert generation["pad_token_id"] == 0
+    assert imported(tmp_path / "model")[0].position_offset == 2
+
+
+def test_a_model_of_images_has_no_text_side_and_a_receipt_by_digest(tmp_path: Path):
+    config = dataclasses.replace(VIT, image_size=48, head="pooler", num_classes=1000)
+    receipt = export_folder(random_params(config), config, None, tmp_path / "model")
+    image = receipt["inputs"]["images_BHWC"]
+    assert (image["shape"], image["dtype"], len(image["sha256"])) == ([2, 48, 48, 3], "float32", 64)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "jumok_receipt.json",
+    }
+    assert "bos_token_id" not in json.loads((tmp_path / "model" / "config.json").read_text())
+
+
 # Folders of others
+
+
+SINES = "model.encoder.embed_positions.weight"
+
+
+@pytest.fixture(scope="module")
+def marian_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marian") / "model"
+    export_folder(random_params(MARIAN), MARIAN, None, folder)
+    return folder
+
+
+def changed(folder: Path, target: Path, change) -> Path:
+    """A copy of a folder whose tensors are changed."""
+    shutil.copytree(folder, target)
+    rewrite(target, change)
+    return target
+
+
+def shifted_by(amount: float, name: str):
+    return lambda tensors: tensors | {name: tensors[name] + np.float32(amount)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {n: a for n, a in tensors.items() if "embed_positions" not in n and n != "final_logits_bias"},
+        lambda tensors: tensors | {SINES: np.where(tensors[SINES] == 0, 0, tensors[SINES] + np.float32(5e-7))},
+        lambda tensors: tensors | {SINES: tensors[SINES].astype(ml_dtypes.bfloat16)},
+    ],
+    ids=["absent", "rounded", "bfloat16"],
+)
+def test_what_is_no_weight_may_be_absent_or_rounded(change, marian_folder: Path, tmp_path: Path):
+    config, params, _ = import_folder(changed(marian_folder, tmp_path / "model", change))
+    assert config.resolved() == MARIAN.resolved()
+    assert all(np.array_equal(array, params[name]) for name, array in random_params(MARIAN).items())
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (shifted_by(2e-6, SINES), SINES),
+        (shifted_by(1e-9, "final_logits_bias"), "final_logits_bias"),
+        (shifted_by(1e-9, "model.encoder.layers.0.self_attn.q_proj.bias"), "q_proj.bias"),
+        (lambda tensors: tensors | {SINES: tensors[SINES][:-1]}, SINES),
+    ],
+    ids=["sines", "zero", "bias", "shape"],
+)
+def test_what_is_no_weight_and_not_what_it_must_be_is_refused(change, name: str, marian_folder: Path, tmp_path: Path):
+    folder = changed(marian_folder, tmp_path / "model", change)
+    refused(folder, rf"{name} is no weight of this model, and yet it holds other numbers than it must by config.json")
+
+
+def test_sines_survive_a_narrow_type(tmp_path: Path):
+    export_folder(random_params(MARIAN), MARIAN, None, tmp_path / "model", dtype="bfloat16")
+    assert load_file(tmp_path / "model" / "model.safetensors")[SINES].dtype == ml_dtypes.bfloat16
+
+
+def test_copies_are_compared_with_what_they_copy(tmp_path: Path):
+    config, table, head = OTHERS["separate"][0], "model.decoder.embed_tokens.weight", "lm_head.weight"
+    export_folder(random_params(config), config, None, tmp_path / "model")
+    changed(tmp_path / "model", tmp_path / "copied", lambda tensors: tensors | {head: tensors[table].copy()})
+    assert import_folder(tmp_path / "copied")[0].resolved() == config.resolved()
+    changed(tmp_path / "model", tmp_path / "other", lambda tensors: tensors | {head: -tensors[table]})
+    refused(tmp_path / "other", f"config.json ties {head} to {table}, and yet they differ")
+
+
+def test_a_copy_of_what_the_model_does_not_have_is_a_stranger(tmp_path: Path):
+    config = OTHERS["bert"][0]
+    export_folder(random_params(config), config, None, tmp_path / "model")
+    rewrite(tmp_path / "model", with_tensor("cls.predictions.decoder.bias", np.zeros(300, np.float32)))
+    refused(tmp_path / "model", "cls.predictions.decoder.bias are no part of BertForSequenceClassification")
+
+
+def test_the_norms_of_the_first_release_are_read(tmp_path: Path):
+    params = random_params(BERT)
+    export_folder(params, BERT, None, tmp_path / "model")
+    published = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def old(tensors):
+        for new, former in published.items():
+            tensors = {name.replace(new, former): array for name, array in tensors.items()}
+        return tensors | {"cls.seq_relationship.bias": np.zeros(2, np.float32)}  # that of the head beside
+
+    rewrite(tmp_path / "model", old)
+    assert "bert.embeddings.LayerNorm.gamma" in load_file(tmp_path / "model" / "model.safetensors")
+    _, reread, _ = import_folder(tmp_path / "model")
+    assert all(np.array_equal(reread[name], params[name]) for name in params)
+
+
+def test_a_bare_encoder_decoder_is_read(tmp_path: Path):
+    config = OTHERS["bart"][0]
+    params = random_params(config)
+    export_folder(params, config, None, tmp_path / "model")
+
+    def bare(tensors):
+        kept = {name.removeprefix("model."): a for name, a in tensors.items() if name != "final_logits_bias"}
+        return kept | {"encoder.embed_tokens.weight": kept["shared.weight"].copy()}
+
+    rewrite(tmp_path / "model", bare)
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values | {"architectures": ["BartModel"]}))
+    _, reread, _ = import_folder(tmp_path / "model")
+    assert all(np.array_equal(reread[name], params[name]) for name in params)
 
 
 def test_a_file_saved_without_the_head_is_read_with_its_buffers_and_copies(tmp_path: Path):
@@ -371,9 +624,14 @@ def test_an_untied_model_needs_its_head(tmp_path: Path):
     refused(tmp_path / "model", r"lm_head\.weight are missing")
 
 
-def test_sizes_without_end_are_refused_at_once(tmp_path: Path):
+def test_sizes_without_end_are_refused_at_once(marian_folder: Path, tmp_path: Path):
     golden_folder("gpt2", tmp_path / "model", n_layer=10**9, n_embd=10**9, n_head=1)
     refused(tmp_path / "model", "and more are missing, which config.json makes part of the model")
+    folder = changed(marian_folder, tmp_path / "marian", lambda tensors: tensors)
+    values = json.loads((folder / "config.json").read_text())
+    endless = {"max_position_embeddings": 10**9, "d_model": 10**9, "vocab_size": 10**9, "decoder_vocab_size": 10**9}
+    (folder / "config.json").write_text(json.dumps(values | endless))
+    refused(folder, "config.json and the weights disagree")
 
 
 @pytest.mark.parametrize(

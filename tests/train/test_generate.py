@@ -1,18 +1,31 @@
 """What a model writes: token by token what the plain loop draws, and as text what people can read as it comes."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.images import ImagesConfig
+from data.tokenizers.base import Tokenizer
 from data.tokenizers.plain import ByteTokenizer
+from data.tokenizers.sentence_piece import train_sentencepiece
+from model.beam import Beam
 from model.decode import Sampling
+from model.encoder import EncoderConfig
+from model.encoder_decoder import EncoderDecoderConfig
 from model.parameters import merge
+from model.recurrent import RecurrentConfig
+from model.vision import VisionConfig
 from train.console import Console
 from train.generate import Arguments, Continuation, Writer
 from train.generate import main as generate
 from train.load import LoadedRun, load_run
 from train.mesh import MeshConfig
+from train.objectives.denoising import DenoisingConfig
+from train.objectives.masked_lm import MaskedLMConfig
+from train.translate import Translator
 
 GREEDY = Sampling(temperature=0)
 WARM = Sampling(temperature=1.2)
@@ -192,3 +205,128 @@ def test_the_command_shows_probabilities_and_several_prompts(uninterrupted, caps
     again = generate(Arguments(run_dir, ("the ", "You"), max_tokens=3, temperature=0), Console())
     assert again == values
     assert capsys.readouterr().out == f"the {values[0]['text']}\n\nYou{values[1]['text']}\n"
+
+
+# Other models than decoders, with random weights: what the command makes of their kind.
+
+
+PAIRS = EncoderDecoderConfig(
+    num_layers=1,
+    model_dim=16,
+    num_heads=4,
+    vocab_size=300,
+    max_length=32,
+    positions="sinusoidal",
+    init="normal",
+    init_std=0.4,
+)
+RECURRENT = RecurrentConfig(num_layers=1, model_dim=16, vocab_size=300, max_length=32, init_std=0.4)
+MASKED = EncoderConfig(num_layers=1, model_dim=16, num_heads=4, vocab_size=300, max_length=32, init_std=0.4)
+
+
+@pytest.fixture(scope="module")
+def masking() -> Tokenizer:
+    return train_sentencepiece(["the capital of France is Paris\n" * 40], 300, roles=["mask"])
+
+
+@pytest.fixture(scope="module")
+def encoder(write_run, masking) -> str:
+    return write_run(MASKED, masking)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("model", [PAIRS, RECURRENT], ids=["transformer", "recurrent"])
+def test_the_command_translates(model, masking, write_run, capsys):
+    run_dir = write_run(model, masking)
+    values = generate(Arguments(run_dir, ("the capital", "is"), max_tokens=6, num_beams=2), Console())
+    assert capsys.readouterr().out == "".join(f"{value['text']}\n" for value in values)
+    for value, prompt in zip(values, ("the capital", "is"), strict=True):
+        assert value["prompt"] == prompt
+        assert len(value["tokens"]) == len(value["log_probabilities"]) <= 6
+        assert value["text"] == masking.decode(value["tokens"])
+        assert set(value) == {"prompt", "text", "tokens", "log_probabilities"}
+    assert len(values[0]["tokens"]) > 0
+    shown = generate(Arguments(run_dir, ("is",), max_tokens=6, num_beams=2, show_probabilities=True), Console())
+    assert shown[0]["tokens"] == values[1]["tokens"]
+    assert f"{np.exp(shown[0]['log_probabilities'][0]):.2%}" in capsys.readouterr().out
+
+
+@pytest.mark.core
+def test_what_learned_to_denoise_reads_sources_from_the_start_token_on(masking, write_run, capsys):
+    """And masks as such. With a temperature it draws, which greedily is a search with one beam."""
+    run_dir = write_run(PAIRS, masking, objective=DenoisingConfig())
+    arguments = Arguments(run_dir, ("the [MASK] of",), max_tokens=6, num_beams=1)
+    (found,), (drawn,) = (generate(asked, Console()) for asked in (arguments, replace(arguments, temperature=0)))
+    assert capsys.readouterr().out == f"{found['text']}\n{drawn['text']}\n", "sources are not shown"
+    run = load_run(run_dir)
+    start, mask, end = ([masking.special(role)] for role in ("start", "mask", "end"))
+    source = np.concatenate([start, masking.encode("the"), mask, masking.encode(" of"), end])
+    (expected,) = Translator(run.plan, run.params, masking, run.mesh).translate([source], Beam(1), max_tokens=6)
+    assert found["tokens"] == drawn["tokens"] == expected.tokens
+    np.testing.assert_allclose(drawn["log_probabilities"], found["log_probabilities"], atol=1e-4)
+
+
+@pytest.mark.core
+def test_the_command_fills_masks(encoder, masking, capsys):
+    prompts = ("the [MASK] of [MASK]", "is <mask>")
+    values = generate(Arguments(encoder, prompts), Console())
+    assert capsys.readouterr().out == "".join(f"{value['text']}\n" for value in values)
+    run = load_run(encoder)
+    logits_of = jax.jit(lambda tokens: merge(run.plan.skeleton, run.params)(tokens)["logits"][0])
+    mask = masking.special("mask")
+    texts = ([*masking.encode("the"), mask, *masking.encode(" of"), mask], [*masking.encode("is"), mask])
+    for value, prompt, text in zip(values, prompts, texts, strict=True):
+        read = [masking.start_id, *text]
+        log_p = jax.nn.log_softmax(logits_of(jnp.array([read])))
+        places = [place for place, token in enumerate(read) if token == mask]
+        best = [int(log_p[place].argmax()) for place in places]
+        assert value["prompt"] == prompt
+        assert value["tokens"] == best
+        np.testing.assert_allclose(value["log_probabilities"], [log_p[place].max() for place in places], atol=1e-4)
+        for place, token in zip(places, best, strict=True):
+            read[place] = token
+        assert value["text"] == masking.decode(read)
+    generate(Arguments(encoder, prompts[:1], show_probabilities=True), Console())
+    shown = capsys.readouterr().out.splitlines()
+    numbers = [line.split()[0] for line in shown[2:]]
+    assert numbers == list("1111122222"), "the best few for each mask"
+    assert any(f"{np.exp(values[0]['log_probabilities'][0]):.2%}" in line for line in shown)
+
+
+@pytest.fixture(scope="module")
+def runs(uninterrupted, encoder, masking, write_run) -> dict[str, str]:
+    """A run of each kind of model, by name."""
+    vision = VisionConfig(
+        num_layers=1, model_dim=16, num_heads=4, image_size=8, patch_size=4, channels=1, num_classes=2
+    )
+    return {
+        "decoder": uninterrupted[0].run_dir,
+        "encoder": encoder,
+        "pooler": write_run(replace(MASKED, head="pooler"), masking, objective=MaskedLMConfig()),
+        "maskless": write_run(MASKED, ByteTokenizer()),
+        "pairs": write_run(PAIRS, masking),
+        "recurrent": write_run(RECURRENT, masking),
+        "vision": write_run(vision, masking, data=ImagesConfig(path="images")),
+    }
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("kind", "prompts", "options", "sentence"),
+    [
+        ("decoder", ["a [MASK]"], {}, r"'a \[MASK\]' has a mask, and a decoder continues text and fills none; name an"),
+        ("decoder", ["<mask>"], {}, "has a mask, and a decoder"),
+        ("decoder", [], {}, "there is no prompt; give --prompt TEXT"),
+        ("encoder", ["a king"], {}, "'a king' has no mask, and an encoder reads text and continues none; write"),
+        ("pooler", ["a [MASK]"], {}, "this encoder's head is pooler, which predicts no tokens; an encoder reads text"),
+        ("maskless", ["a [MASK]"], {}, "this bytes tokenizer has no mask token"),
+        ("pairs", ["x" * 40], {}, "the source has 41 tokens, its end among them, more than the model's max_length=32"),
+        ("pairs", ["x" * 40], {"temperature": 1.0}, "the source has 41 tokens"),
+        ("pairs", ["x"], {"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ("recurrent", ["x"], {"temperature": 1.0}, "a recurrent model only searches, and draws no tokens; leave"),
+        ("vision", ["x"], {}, "holds a Vision, which writes no text; name the run of a decoder, an encoder-decoder or"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(runs, kind, prompts, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        generate(Arguments(runs[kind], tuple(prompts), **options), Console())

@@ -285,7 +285,7 @@ def test_the_receipt_says_what_was_measured(uninterrupted, capsys):
 def test_other_text_and_windows_are_what_is_asked_for(uninterrupted, licence):
     run = load_run(str(uninterrupted[0].run_dir))
     arguments = evaluate.Arguments(
-        str(uninterrupted[0].run_dir), evaluate.TextConfig(str(licence)), window=16, stride=8, batch_size=4
+        str(uninterrupted[0].run_dir), evaluate.HeldOutConfig(str(licence)), window=16, stride=8, batch_size=4
     )
     receipt = evaluate.main(arguments, Console())
     corpus = prepare_corpus(open_source(str(licence)), run.tokenizer)
@@ -309,7 +309,7 @@ def test_text_that_is_none_is_refused(uninterrupted, tmp_path, name, content, se
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=sentence):
         evaluate.main(
-            evaluate.Arguments(str(uninterrupted[0].run_dir), evaluate.TextConfig(str(tmp_path / name))), Console()
+            evaluate.Arguments(str(uninterrupted[0].run_dir), evaluate.HeldOutConfig(str(tmp_path / name))), Console()
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 from jax.sharding import AbstractMesh
@@ -20,11 +21,12 @@ declared = cache(lambda model: blueprint(model).declared)
 def test_recipes_divide_on_the_meshes_they_name(name):
     config = find_recipe(name)
     counts = [2**power for power in range(10) if config.batch_size % 2**power == 0]
-    assert counts[-1] >= (256 if name in PRESETS else 4)
+    assert counts[-1] >= (256 if config.mesh.fsdp == -1 else 32 if name in PRESETS else 4)
     for devices in counts:
         shape = config.mesh.shape(devices)
         mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
-        check_batch(mesh, config.batch_size, config.micro_batches, config.data.max_length)
+        for length in config.data.lengths or (0,):
+            check_batch(mesh, config.batch_size, config.micro_batches, length)
         for declaration in declared(config.model).values():
             partition_spec(declaration.axes, declaration.shape, mesh)
 
@@ -35,7 +37,8 @@ def test_recipes_are_whole_runs(name):
     assert config.name == name
     if not needs(config):
         validate(config)
-    assert config.data.max_length <= config.model.max_length
+    model: Any = config.model
+    assert all(length <= model.max_length for length in config.data.lengths)
 
 
 def test_code_that_a_file_names_is_not_run(tmp_path):

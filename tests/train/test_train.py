@@ -397,6 +397,6 @@ def test_held_out_text_that_changed_is_not_scored_as_if_it_had_not(small, licenc
     assert evaluate.main(evaluate.Arguments(str(tmp_path / "run")), Console())["tokens"] > 0
     text.write_text(text.read_text() * 2)
     with pytest.raises(
-        ValueError, match=r"the held-out text of .* is not what it was .*; name the text with --data.path"
+        ValueError, match=r"the held-out data of .* are not what they were .*; name the data with --data.path"
     ):
         evaluate.main(evaluate.Arguments(str(tmp_path / "run")), Console())

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
-from train.objectives.cross_entropy import cross_entropy
+from train.objectives.cross_entropy import token_losses
 from train.objectives.objective import Batch, Rows
 
 
@@ -40,6 +41,7 @@ class CausalLM:
 
     shifted = True
     roles: tuple[str, ...] = ()
+    rows: RowKind = "text"
     definition = (
         "sum of -log p(token) over every text token once, given its document's start token and the text before it in "
         "its window; given text (prompts) and end tokens unscored; documents never joined; "
@@ -53,10 +55,6 @@ class CausalLM:
 
     def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they were packed."""
-
-    def predicted(self, length: int) -> float:
-        """All of them."""
-        return 1.0
 
     def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
         """All is scored at once."""
@@ -78,25 +76,6 @@ class CausalLM:
 
     def _terms(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)
-
-        @jax.named_scope("loss")
-        def terms(hidden_BLD: jax.Array, targets_BL: jax.Array, scored_BL: jax.Array) -> dict[str, jax.Array]:
-            nats_BL, log_z_BL = cross_entropy(model.logits(hidden_BLD), targets_BL)
-            return {
-                "causal_lm": jnp.where(scored_BL, nats_BL, 0),
-                "z_loss": jnp.where(scored_BL, jnp.square(log_z_BL), 0),
-            }
-
-        chunks = self.config.loss_chunks
-        if chunks == 1:
-            return terms(hidden_BLD, batch["targets"], batch["scored"])
-
-        # A chunk takes every chunks-th token, so that an axis split over devices stays split as it is.
-        def chunked(x: jax.Array) -> jax.Array:
-            return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
-
-        parts = jax.lax.map(
-            jax.checkpoint(lambda part: terms(*part)),
-            tuple(map(chunked, (hidden_BLD, batch["targets"], batch["scored"]))),
-        )
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(batch["targets"].shape), parts)
+        nats_BL, log_z_BL = token_losses(model, hidden_BLD, batch["targets"], chunks=self.config.loss_chunks)
+        terms = {"causal_lm": nats_BL, "z_loss": jnp.square(log_z_BL)}
+        return {name: jnp.where(batch["scored"], term_BL, 0) for name, term_BL in terms.items()}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.dataset import RowKind
 from data.order import mix
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import cross_entropy
@@ -49,6 +50,7 @@ class MaskedLM:
 
     length_multiple = _PASSES
     roles: tuple[str, ...] = ("mask",)
+    rows: RowKind = "text"
     shifted = False  # a place's target is its own token
     definition = (
         f"sum of -log p(token) over every text token once, masked with every {_PASSES}th token of its window and given "
@@ -66,52 +68,17 @@ class MaskedLM:
         Raises:
             ValueError: the tokenizer has no mask token.
         """
-        mask_id, config = tokenizer.special("mask"), self.config
-        special = np.zeros(tokenizer.vocab_size, bool)
-        special[list(tokenizer.specials.values())] = True
-        ordinary = np.flatnonzero(~special).astype(np.int32)
-        words = range(tokenizer.vocab_size) if config.whole_words else ()
-        opens_word = np.array([_opens_word(tokenizer, token) for token in words])
+        mask = masking(self.config, tokenizer)
 
         def prepare(rows: Rows, keys: np.ndarray) -> Rows:
-            tokens, segments = rows["tokens"], rows["segments"]
-            length = tokens.shape[1]
+            segments = rows["segments"]
             # What is given is not learned: packing scores the place before each token that is.
             follows = np.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
             learned = np.pad(rows["scored"][:, :-1], ((0, 0), (1, 0))) | ~follows
-            candidates = (segments > 0) & learned & ~special[tokens]
-            units = np.broadcast_to(np.arange(length), tokens.shape)
-            if config.whole_words:
-                units = np.cumsum(opens_word[tokens] | ~candidates, axis=1)
-            # Units in a random order, those that can't be chosen last; the tokens of a word stand together.
-            rank = np.where(candidates, mix(keys[:, None], units) >> np.uint64(1), _NEVER)
-            order = np.argsort(rank, axis=1, kind="stable")
-            count = np.ceil(config.rate * candidates.sum(1)).astype(np.int64)
-            chosen = _chosen(np.take_along_axis(rank, order, 1), count)
-            places = np.sort(np.where(chosen, order, length), axis=1)[:, : self._most(length)].astype(np.int32)
-            scored = places < length
-            places = np.where(scored, places, 0)
-            targets = np.take_along_axis(tokens, places, 1)
-            draw = mix(keys[:, None], length + places)
-            share = draw / 2.0**64
-            random = ordinary[(mix(keys[:, None], 2 * length + places) % np.uint64(len(ordinary))).astype(np.int64)]
-            shown = np.where(share < config.random, random, mask_id)
-            shown = np.where(share >= 1 - config.kept, targets, shown).astype(np.int32)
-            masked = tokens.copy()
-            row, place = np.nonzero(scored)
-            masked[row, places[row, place]] = shown[row, place]
-            kept = {"segments": segments, "positions": rows["positions"]}
-            return {"tokens": masked, **kept, "places": places, "targets": targets * scored, "scored": scored}
+            masked = mask(rows["tokens"], (segments > 0) & learned, keys)
+            return {"segments": segments, "positions": rows["positions"], **masked}
 
         return prepare
-
-    def predicted(self, length: int) -> float:
-        """Those that may be chosen."""
-        return self._most(length) / length
-
-    def _most(self, length: int) -> int:
-        """The P places of a row of `length` that may be chosen, rounded up so that a mesh can split them."""
-        return -(-int(np.ceil(self.config.rate * length)) // _PASSES) * _PASSES
 
     def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
         """The batches by which a batch of windows is scored: each masks other tokens, and all together each of them."""
@@ -143,10 +110,66 @@ class MaskedLM:
 
     def _nats(self, model: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
         hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)
-        chosen_BPD = jnp.take_along_axis(hidden_BLD, batch["places"][..., None], axis=1)
-        with jax.named_scope("loss"):
-            nats_BP, _ = cross_entropy(model.logits(chosen_BPD), batch["targets"])
-            return jnp.where(batch["scored"], nats_BP, 0)
+        return masked_nats(masked_logits(model, hidden_BLD, batch), batch)
+
+
+def masked_logits(model: Any, hidden_BLD: jax.Array, batch: Batch) -> jax.Array:
+    """Logits [B, P, V] of the tokens at the batch's places."""
+    return model.logits(jnp.take_along_axis(hidden_BLD, batch["places"][..., None], axis=1))
+
+
+@jax.named_scope("loss")
+def masked_nats(logits_BPV: jax.Array, batch: Batch) -> jax.Array:
+    """Nats [B, P] of the chosen tokens, 0 where none was chosen."""
+    nats_BP, _ = cross_entropy(logits_BPV, batch["targets"])
+    return jnp.where(batch["scored"], nats_BP, 0)
+
+
+def masking(config: MaskedLMConfig, tokenizer: Tokenizer) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Rows]:
+    """What masks tokens [n, L], given which may be chosen (bool [n, L]; special tokens never are) and the rows' keys.
+
+    It returns the tokens with some replaced, and the places, the targets there and whether they are scored, [n, P].
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
+    mask_id = tokenizer.special("mask")
+    special = np.zeros(tokenizer.vocab_size, bool)
+    special[list(tokenizer.specials.values())] = True
+    ordinary = np.flatnonzero(~special).astype(np.int32)
+    words = range(tokenizer.vocab_size) if config.whole_words else ()
+    opens_word = np.array([_opens_word(tokenizer, token) for token in words])
+
+    def mask(tokens: np.ndarray, candidates: np.ndarray, keys: np.ndarray) -> Rows:
+        length, candidates = tokens.shape[1], candidates & ~special[tokens]
+        units = np.broadcast_to(np.arange(length), tokens.shape)
+        if config.whole_words:
+            units = np.cumsum(opens_word[tokens] | ~candidates, axis=1)
+        # Units in a random order, those that can't be chosen last; the tokens of a word stand together.
+        rank = np.where(candidates, mix(keys[:, None], units) >> np.uint64(1), _NEVER)
+        order = np.argsort(rank, axis=1, kind="stable")
+        count = np.ceil(config.rate * candidates.sum(1)).astype(np.int64)
+        chosen = _chosen(np.take_along_axis(rank, order, 1), count)
+        places = np.sort(np.where(chosen, order, length), axis=1)[:, : _most(config, length)].astype(np.int32)
+        scored = places < length
+        places = np.where(scored, places, 0)
+        targets = np.take_along_axis(tokens, places, 1)
+        draw = mix(keys[:, None], length + places)
+        share = draw / 2.0**64
+        random = ordinary[(mix(keys[:, None], 2 * length + places) % np.uint64(len(ordinary))).astype(np.int64)]
+        shown = np.where(share < config.random, random, mask_id)
+        shown = np.where(share >= 1 - config.kept, targets, shown).astype(np.int32)
+        masked = tokens.copy()
+        row, place = np.nonzero(scored)
+        masked[row, places[row, place]] = shown[row, place]
+        return {"tokens": masked, "places": places, "targets": targets * scored, "scored": scored}
+
+    return mask
+
+
+def _most(config: MaskedLMConfig, length: int) -> int:
+    """The P places of a row of `length` that may be chosen, rounded up so that a mesh can split them."""
+    return -(-int(np.ceil(config.rate * length)) // _PASSES) * _PASSES
 
 
 def _opens_word(tokenizer: Tokenizer, token: int) -> bool:

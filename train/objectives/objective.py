@@ -6,11 +6,12 @@ every mesh agree exactly.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
+from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
 
 Rows = dict[str, np.ndarray]
@@ -23,22 +24,14 @@ class Objective(Protocol):
     coefficients: dict[str, float]
     length_multiple: int  # of which the length of a row has to be a multiple, on every device
     roles: tuple[str, ...]  # of the special tokens that it needs, besides start and end
-    shifted: bool  # whether the target of a place is the token after it, rather than its own
-    definition: str  # of the figures that scored text is reported by
+    rows: RowKind  # what it learns from
+    definition: str  # of the figures that held-out data are reported by
 
     def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows] | None:
         """What masks or corrupts packed rows [rows, ...], at random by each row's key alone, a function of (seed, k).
 
         Raises ValueError where the tokenizer lacks a special token that this needs.
         """
-        ...
-
-    def predicted(self, length: int) -> float:
-        """The share of a row's `length` places at which tokens are predicted, for its cost."""
-        ...
-
-    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
-        """The batches by which a batch of windows of held-out text is scored, each target in one of them."""
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
@@ -50,5 +43,25 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
-        """What is reported of each row, [B]: sums and the counts that divide them, added up and divided on the host."""
+        """What is reported of each row, [B, ...]: sums and the counts that divide them; divided on the host."""
+        ...
+
+
+@runtime_checkable
+class WindowObjective(Objective, Protocol):
+    """One that scores every token of held-out text once, in windows: its figure is perplexity (train/perplexity.py)."""
+
+    shifted: bool  # whether the target of a place is the token after it, rather than its own
+
+    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
+        """The batches by which a batch of windows of held-out text is scored, each target in one of them."""
+        ...
+
+
+@runtime_checkable
+class RowObjective(Objective, Protocol):
+    """One that scores held-out rows as it learns from rows, by fixed keys (train/rows_meter.py)."""
+
+    def figures(self, sums: Mapping[str, np.ndarray]) -> dict[str, float | int]:
+        """What is reported, by name, from the sums over all rows; by the first, where less is better, runs compare."""
         ...
