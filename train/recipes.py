@@ -108,7 +108,7 @@ def bert_tiny() -> RunConfig:
         data=DataConfig(tokenizer="sentencepiece", max_length=128),
         objective=MaskedLMConfig(),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, b2=0.98, weight_decay=0.01),
-        steps=3000,
+        steps=2000,
         batch_size=16,
         evaluate=EvaluateConfig(every=500, tokens=20_000),
         sample=SampleConfig(tokens=0),
@@ -128,7 +128,7 @@ def electra_tiny() -> RunConfig:
             discriminator=_bert(head="replaced_token", pooler_activation="gelu"),
         ),
         objective=ReplacedTokenConfig(),
-        steps=2200,
+        steps=1500,
     )
 
 
@@ -215,7 +215,7 @@ def t5_tiny() -> RunConfig:
         data=DataConfig(tokenizer="sentencepiece", max_length=128, packing="contiguous"),
         objective=SpanCorruptionConfig(),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, weight_decay=0.01),
-        steps=2000,
+        steps=1500,
         batch_size=16,
         evaluate=EvaluateConfig(every=500, tokens=50_000),
         sample=SampleConfig(tokens=0),
@@ -269,7 +269,7 @@ def translation(name: str) -> RunConfig:
             b2=0.98,
             weight_decay=0.01,
         ),
-        steps=3000,
+        steps=1500 if is_recurrent else 3000,
         batch_size=32,
         evaluate=EvaluateConfig(every=500),
         sample=SampleConfig(tokens=0),
