@@ -21,7 +21,7 @@ def order_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def is_no_class(label: str, classes: Sequence[str]) -> str:
+def no_class(label: str, classes: Sequence[str]) -> str:
     """The rest of a sentence that begins with what has a label: it is none of the model's classes."""
     known = ", ".join(classes[:_SHOWN]) + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
     return (

@@ -200,7 +200,10 @@ def make_rows(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer, kind: Ro
         case "sentence_pairs":
             return SentencePairRows(corpus, length)
         case "labelled":
-            assert corpus.labels is not None  # train/objectives/table.py has asked for the column
+            if corpus.labels is None:
+                raise ValueError(
+                    "ready shards hold tokens without classes; give records of text and class, such as .csv or .jsonl"
+                )
             return LabelledRows(corpus, corpus.labels, length, end_id, too_long)
         case _ if config.pairs or config.whole:
             return FittedRows(corpus, length, config.packing, end_id, too_long)

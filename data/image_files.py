@@ -28,12 +28,13 @@ import numpy as np
 from etils import epath
 
 from data.cache import cache_folder, cache_path, digest_of, written_atomically
-from data.classes import is_no_class, order_classes
+from data.classes import no_class, order_classes
 from data.files import CHUNK_BYTES, content_name, file_digest, found, is_compressed, opened
 from data.progress import Progress
 
 _ARRAYS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("train_images", "train_labels"))
 _UNSIGNED_BYTES = 8  # the type of an IDX file's numbers
+_MOST_CLASSES = 1 << 20  # of arrays, where every number up to the largest is a class: larger ones mean something else
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others run programs (EPS), or are no pictures
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow calls pixels of so many channels
@@ -123,9 +124,7 @@ class _Arrays(Images):
 
     def labels(self, classes: tuple[str, ...]) -> np.ndarray:
         if (largest := int(self._labels.max())) >= len(classes):
-            raise ValueError(
-                f"{self.path} {is_no_class(str(largest), classes)} (labels of arrays are numbers from 0 on)"
-            )
+            raise ValueError(f"{self.path} {no_class(str(largest), classes)} (labels of arrays are numbers from 0 on)")
         return self._labels
 
     def check(self, shape: Shape, progress: Progress | None = None) -> str:
@@ -251,10 +250,11 @@ def _npz_images(path: str) -> Images:
             f"or [n, height, width, channels]; save them so"
         )
     is_column = labels.ndim > 0 and labels.size == len(labels)
-    if labels.dtype.kind not in "iu" or not is_column or labels.min(initial=0) < 0:
+    is_number = labels.dtype.kind in "iu" and is_column
+    if not is_number or labels.min(initial=0) < 0 or labels.max(initial=0) >= _MOST_CLASSES:
         raise ValueError(
-            f"{path} holds {names[1]} of {labels.dtype} {list(labels.shape)}, and labels are integers [n] from 0 on; "
-            f"save them so"
+            f"{path} holds {names[1]} of {labels.dtype} {list(labels.shape)}, and labels are integers [n] from 0 on, "
+            f"below {_MOST_CLASSES:,}; save them so"
         )
     return _Arrays(path, images, labels.reshape(-1), digest)
 
@@ -310,7 +310,7 @@ class _Pictures(Images):
         numbers = {name: number for number, name in enumerate(classes)}
         for file, name in zip(self._files, self._classes, strict=True):
             if name not in numbers:
-                raise ValueError(f"{file} {is_no_class(name, classes)}")
+                raise ValueError(f"{file} {no_class(name, classes)}")
         return np.array([numbers[name] for name in self._classes], np.int32)
 
     def check(self, shape: Shape, progress: Progress | None = None) -> str:

@@ -77,7 +77,7 @@ class ImagesConfig:
         return lambda rows, keys: {**rows, "images": augment(rows["images"], keys, self.shift, self.flip)}
 
 
-class ImageRows:
+class ImageRows(Rows):
     """Rows of one image and its class each.
 
     Args:
@@ -87,14 +87,7 @@ class ImageRows:
         digest: of what is in the rows.
         labels: the number of each image's class, int32 [images].
         numbers: of the images that are in the rows, int64 [rows].
-
-    Attributes:
-        fill: the share of places that are used: all.
-        left_out: in words, what of the images is in no row: nothing.
     """
-
-    fill = 1.0
-    left_out = ""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.cache import cache_folder, cache_path, digest_of, written_atomically
-from data.classes import is_no_class, order_classes
+from data.classes import no_class, order_classes
 from data.fitting import TooLong
 from data.packing import document_stops
 from data.shards import Corpus, column
@@ -41,7 +41,7 @@ def read_labels(source: Source, classes: tuple[str, ...]) -> np.ndarray:
     for name in found.names:
         if name not in numbers:
             place = next(place for label, place in source.labels() if label == name)
-            raise ValueError(f"{place} {is_no_class(name, classes)}")
+            raise ValueError(f"{place} {no_class(name, classes)}")
     return np.array([numbers[name] for name in found.names], np.int32)[found.numbers]
 
 

@@ -20,11 +20,16 @@ def call_own(path: str, what: str) -> Any:
     try:
         own = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"the {what} {path} cannot be found: {error}") from error
+        raise ValueError(
+            f"the {what} {path} cannot be found: {error}; correct the name, or install what is missing"
+        ) from error
     except Exception as error:  # the user's module may raise anything
         raise ValueError(f"the {what} {path} cannot be imported ({failure(error)}); mend it") from error
     if not hasattr(own, function):
-        raise ValueError(f"the {what} {path} cannot be found: module {module!r} has no attribute {function!r}")
+        raise ValueError(
+            f"the {what} {path} cannot be found: module {module!r} has no attribute {function!r}; name a function or a "
+            f"class of it"
+        )
     make = getattr(own, function)
     if not callable(make):
         raise ValueError(f"{path} is {type(make).__name__} and cannot be called; name a function or a class")

@@ -113,16 +113,6 @@ class SourceBatch(NamedTuple):
     segments: np.ndarray
 
 
-def read_sources(corpus: Corpus, end_id: int) -> list[np.ndarray]:
-    """The source of each document as an encoder reads it: its given tokens and the end token, int32 [length]."""
-    begins = corpus.document_starts.tolist()
-    given = corpus.document_given.tolist()
-    return [
-        np.append(corpus.slice(begin + 1, begin + count), end_id).astype(np.int32)
-        for begin, count in zip(begins, given, strict=True)
-    ]
-
-
 def source_batches(sources: Sequence[np.ndarray], batch_size: int, longest: int) -> Iterator[SourceBatch]:
     """Sources in batches of `batch_size` rows and few lengths, so that a program compiles for few shapes.
 

@@ -265,7 +265,7 @@ def split_source(source: Source) -> tuple[Source, Source]:
     only, *others = source.parts
     if source.reading.label_column:
         train, valid = (tuple(replace(part, held_out=held) for part in source.parts) for held in (False, True))
-        if next(replace(source, parts=valid).labels(), None) is None:
+        if any(next(replace(source, parts=parts).labels(), None) is None for parts in (train, valid)):
             raise ValueError(
                 f"{source} holds too few documents to hold out a tenth of them for validation; give more, "
                 f"or pass --data.valid-path FILE"

@@ -19,7 +19,7 @@ from data.tokenizers.roles import ROLES
 from data.tokenizers.sentence_piece import train_sentencepiece
 from train.config import RunConfig, validate
 from train.console import Console
-from train.load import open_dataset, tokenizer_of
+from train.load import open_dataset, tokenizer_of, with_classes
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Prepare(RunConfig):
 def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     """The `data prepare` command: makes the tokenizer and tokenizes, once for all runs that read the same text."""
     validate(config)
+    config = with_classes(config)
     make = prepare_with_ray if config.engine == "ray" else None
     with console.progress("tokenizing") as progress:
         dataset = open_dataset(config, tokenizer_of(config), progress, make)

@@ -16,9 +16,8 @@ from train.config import RunConfig, validate
 from train.console import Console
 from train.load import open_dataset, preparation_of, tokenizer_of, with_classes
 from train.objectives.table import make_objective
+from train.picture import COLOURS
 
-# In the middle between black and white, so that they can be read on both: blue, orange, green, magenta, teal, violet.
-COLOURS = ("#2f7fd1", "#b8641c", "#4d8a1f", "#c2489f", "#1f8a86", "#8567d6")
 _GIVEN = "underline"  # for those whom colours don't reach
 
 
@@ -42,8 +41,8 @@ def main(config: Show, console: Console) -> list[dict[str, Any]]:
     for name, least in (("at", 0), ("rows", 1)):
         if getattr(config, name) < least:
             raise ValueError(f"{name}={getattr(config, name)} must be at least {least}; pass --{name} {least}")
-    config = with_classes(config)
     validate(config)
+    config = with_classes(config)
     objective = make_objective(config.objective)
     with console.progress("reading the text") as progress:
         dataset = open_dataset(config, tokenizer_of(config), progress)

@@ -1,6 +1,7 @@
 """What a stack of transformer blocks is: the fields that every family shares."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -118,7 +119,7 @@ class StackConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no model can have."""
-        self._check_least(1, *_COUNTS)
+        check_least(self, 1, *_COUNTS)
         if self.head_dim is None and self.model_dim % self.num_heads:
             raise ValueError(
                 f"model.model_dim={self.model_dim} must be a multiple of model.num_heads={self.num_heads}; "
@@ -145,18 +146,27 @@ class StackConfig:
                 f"model.relative_distance={self.relative_distance}"
             )
 
-    def _check_least(self, least: int, *names: str) -> None:
-        """Refuse numbers that are less than `least`; those that are None are left out."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"model.{name}={value} must be at least {least}")
-
     def _check_choices(self, structure: str, choices: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuse values of the fields in `choices` that the structure, named in the plural, does not have."""
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name}={getattr(self, name)} is not for {structure}; take one of {allowed}")
+
+
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raise ValueError, in one sentence, for a number of `config` below `least`; those that are None are left out."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"model.{name}={value} must be at least {least}")
+
+
+def check_part(name: str, part: Any) -> None:
+    """Validate the configuration that is the field `name` of another: what it raises then names its own fields so."""
+    try:
+        part.validate()
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.", f"model.{name}.")) from None
 
 
 def check_classes(names: tuple[str, ...], num_classes: int) -> None:
@@ -165,6 +175,6 @@ def check_classes(names: tuple[str, ...], num_classes: int) -> None:
         raise ValueError(
             f"model.classes names {len(names)} classes, and there are model.num_classes={num_classes}; name all or none"
         )
-    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
         raise ValueError(f"model.classes has the name {repeated!r} twice; give each class a name of its own")

@@ -74,7 +74,7 @@ def _of_pairs(count: Callable[[Any, int, int], int]) -> Callable[[Any, Row], int
 
 
 def _of_distillation(config: DistillationConfig, row: Row) -> int:
-    """The teacher's third is its forward pass: it learns nothing."""
+    """The teacher's third is its forward pass: it learns nothing. What projects narrow students is left out."""
     return _of_text(config.student, row) + _of_text(config.teacher, row) // 3
 
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from model.attention import LayerCache
 from model.block import Block, Context
-from model.config import StackConfig
-from model.layers import Embedding, Norm, dropout, look_up
+from model.config import StackConfig, check_least
+from model.layers import Embedding, Norm, dropout, look_up, split_key
 from model.mask import Mask
 from model.parameters import normal, param
 from model.positions import rope_tables
@@ -31,7 +31,7 @@ class DecoderConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no decoder can have."""
         super().validate()
-        self._check_least(1, "vocab_size", "max_length", "vocab_multiple")
+        check_least(self, 1, "vocab_size", "max_length", "vocab_multiple")
         self._check_choices("decoders", _CHOICES)
 
 
@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
         """
         if positions_BL is None:
             positions_BL = jnp.arange(tokens_BL.shape[1])[None]
-        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        embedding_key, stack_key = split_key(key)
         x_BLD = dropout(self.embed(tokens_BL, positions_BL), self.config.dropout, embedding_key)
         return self.transform(x_BLD, positions_BL, segments_BL, key=stack_key, capture=capture)
 

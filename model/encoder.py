@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from model.block import Context
-from model.config import StackConfig, check_classes
+from model.config import StackConfig, check_classes, check_least
 from model.feed_forward import ACTIVATIONS
-from model.layers import Dense, Embedding, Norm, dropout, look_up, padded
+from model.layers import Dense, Embedding, Norm, dropout, look_up, padded, split_key
 from model.mask import Mask
 from model.parameters import normal, param, zeros
 from model.positions import places_in_segments
@@ -110,8 +110,8 @@ class EncoderConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no encoder can have."""
         super().validate()
-        self._check_least(1, "vocab_size", "max_length", "vocab_multiple", "embedding_dim", "num_classes")
-        self._check_least(0, "num_types", "position_offset")
+        check_least(self, 1, "vocab_size", "max_length", "vocab_multiple", "embedding_dim", "num_classes")
+        check_least(self, 0, "num_types", "position_offset")
         if self.classifier_dropout is not None and not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"model.classifier_dropout={self.classifier_dropout} must be at least 0 and less than 1")
         check_classes(self.classes, self.num_classes)
@@ -175,7 +175,7 @@ class Encoder(nnx.Module):
         without them all tokens are one document's. Types tell the sentences of a pair apart, and default to 0. `key`
         turns dropout on.
         """
-        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        embedding_key, stack_key = split_key(key)
         x_BLD = self.embed(tokens_BL, positions_BL, segments_BL, types_BL, key=embedding_key)
         y_BLD, captured = self.transform(x_BLD, segments_BL, key=stack_key, capture=capture)
         return y_BLD, captured | ({"embedding": x_BLD} if "embedding" in capture else {})
@@ -239,7 +239,7 @@ class Encoder(nnx.Module):
         A span's two classes are its start and its end, to be normalised over the places; replaced_token's only one is
         the log-odds that the token was replaced.
         """
-        pool_key, key = (None, None) if key is None else jax.random.split(key)
+        pool_key, key = split_key(key)
         if self.config.pools:
             x = self.pool(hidden_BLD, key=pool_key)
         else:

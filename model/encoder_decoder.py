@@ -16,8 +16,8 @@ from flax import nnx
 
 from model.attention import LayerCache
 from model.block import Block, Context, KeysAndValues
-from model.config import StackConfig
-from model.layers import Embedding, Norm, dropout, look_up, padded
+from model.config import StackConfig, check_least
+from model.layers import Embedding, Norm, dropout, look_up, padded, split_key
 from model.mask import Mask
 from model.parameters import normal, param, zeros
 from model.positions import places_in_segments, sinusoids
@@ -62,7 +62,7 @@ class EncoderDecoderConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no encoder-decoder can have."""
         super().validate()
-        self._check_least(1, "vocab_size", "max_length", "num_decoder_layers", "vocab_multiple")
+        check_least(self, 1, "vocab_size", "max_length", "num_decoder_layers", "vocab_multiple")
         if self.decoder_start_id is not None and not 0 <= self.decoder_start_id < self.vocab_size:
             raise ValueError(
                 f"model.decoder_start_id={self.decoder_start_id} must be one of the {self.vocab_size} tokens, which "
@@ -119,7 +119,7 @@ class Side(nnx.Module):
         capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the stack makes of token vectors, [B, L, D], and what was captured of its layers."""
-        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        embedding_key, stack_key = split_key(key)
         x_BLD = dropout(self.enter(x_BLD, positions_BL), self.config.dropout, embedding_key)
         x_BLD, captured = self.stack(x_BLD, context, key=stack_key, capture=capture)
         return self.leave(x_BLD), captured
@@ -220,7 +220,7 @@ class EncoderDecoder(nnx.Module):
 
         `target_BL` is what the decoder reads: the start token, and the target without its last token.
         """
-        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+        encoder_key, decoder_key = split_key(key)
         of_encoder = tuple(name for name in capture if name.startswith("encoder_"))
         memory_BMD, found = self.encode(
             source_BM,

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
+from model.config import check_part
 from model.encoder import EncoderConfig
 
 
@@ -49,10 +50,7 @@ class EncoderPairConfig:
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no such pair can have."""
         for name, encoder in self.encoders.items():
-            try:
-                encoder.validate()
-            except ValueError as error:
-                raise ValueError(str(error).replace("model.", f"model.{name}.")) from None
+            check_part(name, encoder)
 
     def _must_agree(self, fields: tuple[str, ...], reason: str) -> None:
         (one, its), (other, theirs) = self.encoders.items()

@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 from model import decoder, vision
+from model.config import check_classes, check_part
 from model.decoder import Decoder, DecoderConfig
-from model.layers import Dense, dropout
+from model.layers import Dense, dropout, split_key
 from model.parameters import normal
 from model.stack import layer_matrices
 from model.vision import Vision, VisionConfig
@@ -57,18 +58,14 @@ class ImageDecoderConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no such model can have."""
-        for name in ("vision", "decoder"):
-            try:
-                getattr(self, name).validate()
-            except ValueError as error:
-                raise ValueError(str(error).replace("model.", f"model.{name}.")) from None
+        check_part("vision", self.vision)
+        check_part("decoder", self.decoder)
         if self.vision.head != "none":
             raise ValueError(
                 f"model.vision.head={self.vision.head} would never be learned, since the decoder reads what is before "
                 "it; set it to none"
             )
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"model.classes={self.classes} must be different names")
+        check_classes(self.classes, len(self.classes))
 
 
 class ImageDecoder(nnx.Module):
@@ -93,7 +90,7 @@ class ImageDecoder(nnx.Module):
 
         What is captured of the decoder is of the image's M vectors and the text's L. `key` turns dropout on.
         """
-        vision_key, embedding_key, stack_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        vision_key, embedding_key, stack_key = split_key(key, 3)
         of_vision = tuple(name for name in capture if name.startswith("vision_"))
         image_BMD, found = self.vision.hidden(
             images_BHWC, key=vision_key, capture=tuple(name.removeprefix("vision_") for name in of_vision)

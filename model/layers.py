@@ -4,7 +4,7 @@ Norms carry their own gradients: statistics in float32, saved once, nothing else
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -167,6 +167,11 @@ def _look_up_backward(residuals, g_BLD):
 
 _look_up = jax.custom_vjp(_take_rows)
 _look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def split_key(key: jax.Array | None, num: int = 2) -> Sequence[jax.Array | None]:
+    """`num` keys from one, or as many times None from none, by which nothing is dropped."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from model import recurrent
-from model.encoder_pair import EncoderPairConfig
 from model.families import (
     albert,
     bart,
@@ -24,6 +23,7 @@ from model.families import (
     vit,
 )
 from model.families.weights import Tensor
+from model.structures import kept_config
 
 
 class Family(Protocol):
@@ -113,7 +113,7 @@ def family_of(config: Any) -> Family:
 
 def family_name(config: Any) -> str:
     """The name of a model's family, or of its structure where it has none; of two models, that of the one to keep."""
-    kept = config.kept if isinstance(config, EncoderPairConfig) else config
+    kept = kept_config(config)
     expressing = (n for n, family in FAMILIES.items() if _has_structure(family, kept) and not family.obstacles(kept))
     return next(expressing, _structure_name(kept))
 

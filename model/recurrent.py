@@ -19,7 +19,7 @@ whole sequence as one matrix product; only what depends on the state runs token 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
@@ -30,7 +30,8 @@ import numpy as np
 from flax import nnx
 
 from model.beam import Beam, search
-from model.layers import Embedding, dropout
+from model.config import check_least
+from model.layers import Embedding, dropout, split_key
 from model.mask import MASKED
 from model.parameters import normal, param, zeros
 from model.positions import places_in_segments
@@ -80,10 +81,7 @@ class RecurrentConfig:
 
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no model can have."""
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
+        check_least(self, 1, *_COUNTS)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout} must be at least 0 and less than 1")
         if self.input_feeding and self.attention == "none":
@@ -357,7 +355,7 @@ class Recurrent(nnx.Module):
         begins_MB = _begins(segments_BM, reverse=config.reverse_source).T
         x_MBE = self._embed(self.embedding if config.share_embeddings else self.source_embedding, source_BM)
         layers = []
-        for cell, layer_key in zip(self.encoder, _split(key, config.num_layers), strict=True):
+        for cell, layer_key in zip(self.encoder, split_key(key, config.num_layers), strict=True):
             states = cell.run(dropout(x_MBE, config.dropout, layer_key), begins_MB, reverse=config.reverse_source)
             layers.append(_swapped(states))
             x_MBE = states[0].astype(x_MBE.dtype)
@@ -380,13 +378,13 @@ class Recurrent(nnx.Module):
         row, and attention looks back from all of it at once. With it, a step needs the combination of the step before.
         """
         config, rate = self.config, self.config.dropout
-        layers_key, output_key = _split(key, 2)
+        layers_key, output_key = split_key(key)
         segments_BL = jnp.ones_like(target_BL) if segments_BL is None else segments_BL
         begins_LB, starts = _begins(segments_BL).T, _swapped(self._handed_over(encoded, segments_BL))
         x_LBE = self._embed(self.target_table, target_BL)
         captured: dict[str, jax.Array] = {}
         if config.input_feeding:
-            embedding_key, steps_key = _split(layers_key, 2)
+            embedding_key, steps_key = split_key(layers_key)
             step_keys = None if steps_key is None else jax.random.split(steps_key, x_LBE.shape[0])
             first = self.start(encoded)
 
@@ -400,7 +398,9 @@ class Recurrent(nnx.Module):
             scanned = x_LBCK, begins_LB, starts, segments_BL.T, step_keys
             y_BLD, captured = _swapped(jax.lax.scan(step, first, scanned, unroll=config.unroll)[1])
         else:
-            for cell, start, layer_key in zip(self.decoder, starts, _split(layers_key, config.num_layers), strict=True):
+            for cell, start, layer_key in zip(
+                self.decoder, starts, split_key(layers_key, config.num_layers), strict=True
+            ):
                 h_LBD = cell.run(dropout(x_LBE, rate, layer_key), begins_LB, start)[0]
                 x_LBE = h_LBD.astype(x_LBE.dtype)
             y_BLD = _swapped(x_LBE)
@@ -442,7 +442,7 @@ class Recurrent(nnx.Module):
         """One step through all layers and attention, from the first layer's projected input."""
         if state.combination_BD is not None:
             x_BCK = x_BCK + einsum("BD,DCK->BCK", state.combination_BD, _whole(self.feed))
-        keys = _split(key, self.config.num_layers)
+        keys = split_key(key, self.config.num_layers)
         layers = []
         for i, (cell, before) in enumerate(zip(self.decoder, state.layers, strict=True)):
             if i > 0:
@@ -471,7 +471,7 @@ class Recurrent(nnx.Module):
 
         The arguments are those of the transformer, of which the order of reading replaces the target's positions.
         """
-        source_key, target_key = _split(key, 2)
+        source_key, target_key = split_key(key)
         encoded = self.encode(source_BM, source_positions_BM, source_segments_BM, key=source_key)
         y_BLD, captured = self.decode(target_BL, encoded, target_segments_BL, key=target_key, capture=capture)
         if "encoder_states" in capture:
@@ -535,11 +535,6 @@ def _begins(segments_BL: jax.Array, *, reverse: bool = False) -> jax.Array:
 def _swapped(arrays: Any) -> Any:
     """Arrays with time before the batch from those with the batch before time, or these from those."""
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), arrays)
-
-
-def _split(key: jax.Array | None, num: int) -> Sequence[jax.Array | None]:
-    """`num` keys, or as many times None."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
 
 
 @partial(jax.jit, static_argnames=("beam", "max_tokens"))

@@ -1,4 +1,4 @@
-"""The explicit table of structures: a new one is a file beside this one and a line here."""
+"""The explicit table of structures: a new one is a file beside this one, and lines here and in model/cost.py."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from model.block import Context
-from model.config import StackConfig, check_classes
-from model.layers import Dense, Norm, dropout
+from model.config import StackConfig, check_classes, check_least
+from model.layers import Dense, Norm, dropout, split_key
 from model.mask import Mask
 from model.parameters import normal, param, zeros
 from model.sharding import constrain, einsum
@@ -49,7 +49,7 @@ class VisionConfig(StackConfig):
     def validate(self) -> None:
         """Raise ValueError, in one sentence, for a configuration that no vision transformer can have."""
         super().validate()
-        self._check_least(1, "image_size", "patch_size", "channels", "num_classes")
+        check_least(self, 1, "image_size", "patch_size", "channels", "num_classes")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"model.image_size={self.image_size} must be a multiple of model.patch_size={self.patch_size}; "
@@ -94,7 +94,7 @@ class Vision(nnx.Module):
         Images may be of any height and width that the patches divide: positions are interpolated where these are not
         the configuration's. `key` turns dropout on.
         """
-        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        embedding_key, stack_key = split_key(key)
         x_BLD = dropout(self.embed(images_BHWC), self.config.dropout, embedding_key)
         x_BLD, captured = self.stack(x_BLD, Context(Mask(causal=False)), key=stack_key, capture=capture)
         return self.norm(x_BLD), captured

@@ -104,8 +104,13 @@ class RunConfig:
 
     @property
     def starts_from(self) -> str | None:
-        """The run or folder whose weights it starts from, or learns from as its teacher."""
-        return self.init_from or (self.objective.teacher if isinstance(self.objective, DistillConfig) else None)
+        """The run or folder whose weights it starts from; of a distillation, that of its teacher."""
+        return self.objective.teacher if isinstance(self.objective, DistillConfig) else self.init_from
+
+    @property
+    def folder(self) -> str:
+        """The run directory."""
+        return self.run_dir or f"runs/{self.name}"
 
 
 Config = TypeVar("Config")
@@ -131,20 +136,20 @@ def resolve(config: RunConfig) -> RunConfig:
     precision = config.precision
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    run_dir = config.run_dir or f"runs/{config.name}"
     return dataclasses.replace(
         config,
         model=config.model.resolved(),
         optimizer=config.optimizer.resolved(),
         precision=precision,
-        run_dir=run_dir,
+        run_dir=config.folder,
     )
 
 
 def with_model(config: RunConfig, model: ModelConfig) -> RunConfig:
     """The configuration with another model's architecture; its head, its dropout and how it is computed stay.
 
-    Raises ValueError where the models are of different structures.
+    Of a distillation it is the teacher's. Raises ValueError where the models are of different structures, or of
+    different classes.
     """
     if isinstance(config.model, DistillationConfig) and isinstance(model, EncoderConfig):
         student = dataclasses.replace(
@@ -152,11 +157,20 @@ def with_model(config: RunConfig, model: ModelConfig) -> RunConfig:
         )
         return dataclasses.replace(config, model=dataclasses.replace(config.model, teacher=model, student=student))
     if type(model) is not type(config.model):
+        found, wanted = (type(kind).__name__.removesuffix("Config") for kind in (model, config.model))
         raise ValueError(
-            f"the recipe trains a {type(config.model).__name__}, and --from names a {type(model).__name__}; take a "
+            f"--objective.teacher names a model of the kind {found}, and teachers are encoders; name the run of one"
+            if isinstance(config.model, DistillationConfig)
+            else f"--from names a model of the kind {found}, and the recipe trains one of the kind {wanted}; take a "
             "recipe of the same kind of model"
         )
     new_head = getattr(model, "head", None) != getattr(config.model, "head", None)
+    found, wanted = (getattr(kind, "classes", ()) for kind in (model, config.model))
+    if found and wanted and found != wanted and not new_head:
+        raise ValueError(
+            f"model.classes={' '.join(wanted)} are not those of the model that --from names, {' '.join(found)}; leave "
+            "--model.classes out, or start from a model that is no classifier yet"
+        )
     kept = {
         item.name: getattr(config.model, item.name)
         for item in dataclasses.fields(config.model)
@@ -193,6 +207,10 @@ def validate(config: RunConfig) -> None:
                 f"positions are learned; pass --data.{name.replace('_', '-')} {model.max_length}, or a longer "
                 "--model.max-length"
             )
+    if isinstance(config.objective, DistillConfig) and config.init_from:
+        raise ValueError(
+            f"a distillation starts from its teacher; leave --from out, and pass --objective.teacher {config.init_from}"
+        )
     check_model(config.objective, config.model)
     check_data(config.objective, config.data)
     if config.sample.tokens and not isinstance(config.model, DecoderConfig):

@@ -16,7 +16,7 @@ from train.evaluate_translations import draw_by_length, score_translations
 from train.load import LoadedRun, load_run, preparation_of
 from train.mesh import MeshConfig
 from train.objectives.objective import RowObjective, WindowObjective
-from train.objectives.table import check_model, make_objective
+from train.objectives.table import OBJECTIVES, check_data, fits, make_objective
 from train.perplexity import PerplexityMeter
 from train.rows_meter import RowsMeter
 from train.translate import Translator
@@ -105,7 +105,12 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
 def _score(arguments: Arguments, console: Console) -> dict[str, Any]:
     """The receipt of one run."""
     run = load_run(arguments.run, arguments.mesh, console.say)
-    check_model(run.config.objective, run.config.model)
+    model: Any = run.config.model
+    if not fits(OBJECTIVES[type(run.config.objective)], model):  # of a run that was imported
+        raise ValueError(
+            f"{run.directory} holds a model with the head {model.head}, which has nothing that is scored; train it "
+            f"with a recipe, --from {run.directory}, and score that run"
+        )
     objective = make_objective(run.config.objective)
     translates = objective.rows == "pairs"
     if arguments.picture and not translates:
@@ -212,6 +217,12 @@ def _dataset(run: LoadedRun, named: HeldOutConfig, console: Console) -> Dataset 
     """What is named, or the run's own, as the held-out data of a dataset."""
     data = run.config.data
     is_named = bool(named.path or named.source_path)
+    fields_of_data = {field.name for field in fields(data)}
+    for field in fields(named):
+        if getattr(named, field.name) and field.name not in fields_of_data:
+            kind = "images" if isinstance(data, ImagesConfig) else "text"
+            option = field.name.replace("_", "-")
+            raise ValueError(f"--data.{option} is not for {kind}, which {run.directory} is scored on; leave it out")
     if not is_named and (options := [field.name for field in fields(named) if getattr(named, field.name)]):
         option = options[0].replace("_", "-")
         raise ValueError(f"--data.{option} says how data are read, and none are named; name them with --data.path")
@@ -234,12 +245,12 @@ def _images(run: LoadedRun, data: ImagesConfig, named: HeldOutConfig, progress: 
     if named.path:
         path, labels = named.path, named.label_path
         data = replace(data, path=path, label_path=labels, valid_path=path, valid_label_path=labels)
-    return ImageDataset.open(data, run.config.model, run.tokenizer if data.tokenizer else None, progress)
+    return ImageDataset.open(data, _numbered(run.config.model), run.tokenizer if data.tokenizer else None, progress)
 
 
 def _text(run: LoadedRun, data: DataConfig, named: HeldOutConfig, progress: Progress) -> Dataset:
     check_vocabulary(run.tokenizer, run.plan.config.vocab_size)
-    classes = getattr(run.config.model, "classes", ())
+    classes = getattr(_numbered(run.config.model), "classes", ())
     if not named.path and not named.source_path:
         return Dataset(data, run.tokenizer, (), (), prepare_held_out(data, run.tokenizer, progress, classes))
     longest, most = max(named.max_length or 0, named.target_length or 0), run.plan.config.max_length
@@ -263,4 +274,11 @@ def _text(run: LoadedRun, data: DataConfig, named: HeldOutConfig, progress: Prog
         target_length=named.target_length or data.target_length,
         too_long=named.too_long or ("refuse" if data.too_long == "split" else data.too_long),
     )
+    check_data(run.config.objective, data)
     return Dataset(data, run.tokenizer, (), (), prepare_text(data, run.tokenizer, progress, classes))
+
+
+def _numbered(model: Any) -> Any:
+    """A model whose classes, where they have no names, as those of an imported one may have none, have numbers."""
+    count = getattr(model, "num_classes", 0)
+    return replace(model, classes=tuple(map(str, range(count)))) if count and not model.classes else model

@@ -12,7 +12,7 @@ from data.pairs import source_batches
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.marks import encode_marked
 from model.encoder import EncoderConfig
-from model.parameters import Params, merge
+from model.parameters import Params
 from model.sharding import axis_size
 from train.mesh import batch_sharding, replicated
 from train.state import Blueprint
@@ -60,7 +60,7 @@ class Filler:
         self._mask_id, dtype = tokenizer.special("mask"), jnp.dtype(precision)
 
         def choose(params: Params, tokens: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-            model = merge(plan.skeleton, {name: value.astype(dtype) for name, value in params.items()})
+            model = plan.model(params, dtype)
             hidden, _ = model.hidden(tokens, segments_BL=segments)
             log_p = jax.nn.log_softmax(model.logits(hidden).astype(jnp.float32))
             return jax.lax.top_k(log_p, min(choices, config.vocab_size))
@@ -94,4 +94,4 @@ class Filler:
                 "a token is to be filled in"
             )
         end = [self.tokenizer.specials["separator"]] if "separator" in self.tokenizer.specials else []
-        return np.concatenate([[self.tokenizer.start_id], tokens, end]).astype(np.int32)
+        return np.concatenate([[self.tokenizer.special("start")], tokens, end]).astype(np.int32)

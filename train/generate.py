@@ -17,7 +17,7 @@ from model.decode import Decoding, Sampling, extend, start, start_from_source, u
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.encoder_decoder import EncoderDecoderConfig
-from model.parameters import Params, merge
+from model.parameters import Params
 from model.recurrent import RecurrentConfig
 from model.sharding import axis_size
 from model.structures import kept_part
@@ -86,8 +86,8 @@ def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
     config, kept = kept_part(run.config.model, run.params)
     if not isinstance(config, DecoderConfig | EncoderDecoderConfig | RecurrentConfig | EncoderConfig):
         raise ValueError(
-            f"{run.directory} holds a {type(config).__name__.removesuffix('Config')}, which writes no text; name the "
-            "run of a decoder, an encoder-decoder or an encoder"
+            f"{run.directory} holds a model that reads images, and a prompt is text; name the run of a decoder, an "
+            "encoder-decoder or an encoder"
         )
     if not arguments.prompt:
         raise ValueError("there is no prompt; give --prompt TEXT, which may be empty")
@@ -179,12 +179,24 @@ def _show(
             console.say(continuation.prompt * behind_prompts + continuation.text)
 
 
-def room_after(prompts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> int:
-    """How many tokens a model of `max_length` can write after each of the prompts; raises ValueError where none."""
-    longest = 1 + max(len(tokenizer.encode(prompt)) for prompt in prompts)  # the start token included
-    if longest > max_length:
-        raise ValueError(f"the prompt has {longest} tokens, more than the model's max_length={max_length}; shorten it")
-    return max_length - longest + 1  # the last token drawn is not read again
+def read_prompt(prompt: str, tokenizer: Tokenizer, max_length: int) -> np.ndarray:
+    """What a decoder reads of a prompt, its start token included; raises ValueError where it can't go on from that."""
+    if mentions_mask(prompt):
+        raise ValueError(
+            f"the prompt {prompt!r} has a mask, and a decoder continues text and fills none; name an encoder's run, or "
+            "leave the mask out"
+        )
+    tokens = np.append(tokenizer.special("start"), tokenizer.encode(prompt)).astype(np.int32)
+    if len(tokens) > max_length:
+        raise ValueError(
+            f"the prompt has {len(tokens)} tokens, more than the model's max_length={max_length}; shorten it"
+        )
+    return tokens
+
+
+def room_after(longest: int, max_length: int) -> int:
+    """How many tokens a decoder can write after so many: one more than it can read, for the last is not read again."""
+    return max_length - longest + 1
 
 
 class Writer:
@@ -209,9 +221,7 @@ class Writer:
         self.continues = isinstance(plan.config, DecoderConfig)
         dtype = jnp.dtype(precision)
         with jax.set_mesh(mesh):
-            self._model, self._layers = jax.jit(
-                lambda params: unstack(merge(plan.skeleton, {n: p.astype(dtype) for n, p in params.items()}))
-            )(params)
+            self._model, self._layers = jax.jit(lambda params: unstack(plan.model(params, dtype)))(params)
 
     def write(
         self, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, seed: int, stop: Sequence[str] = ()
@@ -225,7 +235,7 @@ class Writer:
             raise ValueError("a stop text is empty, and every text ends with it; give --stop TEXT")
         read = [self._read(prompt) for prompt in prompts]
         longest = self.config.max_length
-        room = room_after(prompts, self.tokenizer, longest) if self.continues else longest
+        room = room_after(max(map(len, read)), longest) if self.continues else longest
         wanted = min(200, room) if max_tokens is None else max_tokens
         if not 1 <= wanted <= room:
             raise ValueError(
@@ -266,14 +276,9 @@ class Writer:
 
     def _read(self, prompt: str) -> np.ndarray:
         """What the model reads of a prompt."""
-        if not self.continues:
-            return encode_source(prompt, self.tokenizer, self.config.max_length, begins=self._sources_begin)
-        if mentions_mask(prompt):
-            raise ValueError(
-                f"the prompt {prompt!r} has a mask, and a decoder continues text and fills none; name an encoder's "
-                "run, or leave the mask out"
-            )
-        return np.append(self.tokenizer.start_id, self.tokenizer.encode(prompt)).astype(np.int32)
+        if self.continues:
+            return read_prompt(prompt, self.tokenizer, self.config.max_length)
+        return encode_source(prompt, self.tokenizer, self.config.max_length, begins=self._sources_begin)
 
     def _draw(
         self, prompts: list[np.ndarray], wanted: int, sampling: Sampling, seed: int

@@ -88,11 +88,11 @@ def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = 
 
 
 def with_classes(config: Run) -> Run:
-    """The configuration, its model with a class for each label of the data where it has none of its own yet."""
+    """The valid configuration, its model with a class for each label of the data where it has none of its own."""
     model: Any = config.model
     if not (isinstance(config.data, ImagesConfig) or config.data.label_column) or model.classes:
         return config
-    run = RunDirectory(config.run_dir or f"runs/{config.name}")
+    run = RunDirectory(config.folder)
     if run.exists():
         saved: Any = from_json(RunConfig, run.read_config(), str(run.config)).model
         classes = saved.classes
@@ -155,7 +155,7 @@ def tokenizer_of(config: RunConfig) -> Tokenizer | None:
 
     Raises ValueError where what it would start from is neither a run nor a folder with a tokenizer.
     """
-    run = RunDirectory(config.run_dir or f"runs/{config.name}")
+    run = RunDirectory(config.folder)
     if not config.data.tokenizer:
         return None
     if run.exists():

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from data.shards import Corpus
 from data.tokenizers.base import Tokenizer
-from model.parameters import Params, merge
+from model.parameters import Params
 from model.sharding import axis_size
-from train.mesh import place_batch, replicated
+from train.mesh import place_batch
 from train.objectives.objective import Rows, WindowObjective
 from train.state import Blueprint
+from train.step import make_evaluation
 
 _STRETCH = 1 << 22  # tokens that are counted at a time
 
@@ -83,13 +83,7 @@ class PerplexityMeter:
         self._rows = math.ceil(batch_size / replicas) * replicas
         multiple = context * objective.length_multiple
         self._length = math.ceil(window / multiple) * multiple
-        dtype = jnp.dtype(precision)
-
-        def evaluate(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
-                return objective.evaluate(merge(plan.skeleton, {n: p.astype(dtype) for n, p in params.items()}), batch)
-
-        self._evaluate = jax.jit(evaluate, out_shardings=replicated(mesh))
+        self._evaluate = make_evaluation(plan, objective, mesh, precision)
 
     def score(
         self,

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+# In the middle between black and white, so that they can be read on both: blue, orange, green, magenta, teal, violet.
+COLOURS = ("#2f7fd1", "#b8641c", "#4d8a1f", "#c2489f", "#1f8a86", "#8567d6")
 _WIDTH, _HEIGHT = 800, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 200, 64, 50  # the margins of the plot; lines are named at its right
-_COLOURS = ("#2f7fd1", "#b8641c", "#4d8a1f", "#c2489f", "#1f8a86", "#8567d6")
 _MOST_STEPS = 6  # of an axis
 
 
@@ -43,7 +44,7 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Seque
         drawn.append(_text(across(tick), base + 20, f"{tick:g}", 'text-anchor="middle"'))
     drawn.append(f'<path d="M{_LEFT} {_TOP}V{base}H{end}" fill="none" stroke="#888"/>')
     for number, (name, line) in enumerate(lines.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{across(point.x)},{down(point.y)}" for point in line)
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for point in line:

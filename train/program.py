@@ -99,8 +99,8 @@ class Program:
         for name, value in kept.items():
             if value.shape != declared[name].shape:
                 raise ValueError(
-                    f"{name} has the shape {list(value.shape)} where --from has it, and {list(declared[name].shape)} "
-                    "in the recipe's model; take a recipe of the same model"
+                    f"{name} has the shape {list(value.shape)} in the model that the run starts from, and "
+                    f"{list(declared[name].shape)} in the recipe's; take a recipe of the same model"
                 )
         for names, fate in ((declared.keys() - kept.keys(), "begin afresh"), (source.keys() - kept.keys(), "are left")):
             if names:

@@ -40,7 +40,7 @@ from train.optimizer import OptimizerConfig
 
 MUST_BE_GIVEN = ""
 # Lines of two files, nothing put between or behind them.
-PAIRS = DataConfig(MUST_BE_GIVEN, prompt="{source}", response="{target}", too_long="drop")
+PAIRS = DataConfig(MUST_BE_GIVEN, prompt="{source}", response="{target}")
 
 
 @dataclass(frozen=True)

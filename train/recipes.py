@@ -176,8 +176,10 @@ def vit_mnist() -> RunConfig:
         model=_digits(head="classification", num_classes=10),
         data=ImagesConfig(MUST_BE_GIVEN, shift=2),
         objective=ClassifyImagesConfig(),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, final_fraction=0.01, weight_decay=0.05),
-        steps=4000,
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=4e-3, warmup_steps=200, final_fraction=0.01, weight_decay=0.05
+        ),
+        steps=3000,
         batch_size=128,
         evaluate=EvaluateConfig(every=1000),
         sample=SampleConfig(tokens=0),

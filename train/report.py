@@ -53,7 +53,8 @@ def announce(
         + (f"; the limit is {_size(limit)}" if limit else ""),
         **dataset.describe(),
         "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else ""),
-        "rows": f"{rows:,} of {length:,} tokens, {filled:.1%} filled"
+        "rows": f"{rows:,} of {length:,} tokens"
+        + ("" if "images" in row else f", {filled:.1%} filled")
         + "".join(f", {source.left_out}" for source in loader.sources if source.left_out),
         "epoch": f"{rows / batch:,.1f} steps; {config.steps:,} steps are {examples / rows:.2f} epochs",
         "run": where,

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from data.loader import Batch, Rows
 from data.order import mix
-from model.parameters import Params, merge
+from model.parameters import Params
 from model.sharding import axis_size
-from train.mesh import place_batch, replicated
+from train.mesh import place_batch
 from train.objectives.objective import RowObjective
 from train.state import Blueprint
+from train.step import make_evaluation
 
 _HELD_OUT = 2**31 - 1  # in place of a run's seed, so that no run trains on the corruption that it is measured by
 
@@ -38,13 +38,7 @@ class RowsMeter:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         replicas = axis_size(mesh, "act_batch")
         self.objective, self.mesh, self._rows = objective, mesh, math.ceil(batch_size / replicas) * replicas
-        dtype = jnp.dtype(precision)
-
-        def evaluate(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
-                return objective.evaluate(merge(plan.skeleton, {n: p.astype(dtype) for n, p in params.items()}), batch)
-
-        self._evaluate = jax.jit(evaluate, out_shardings=replicated(mesh))
+        self._evaluate = make_evaluation(plan, objective, mesh, precision)
 
     def score(
         self,

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from model.parameters import Declaration, Params, Skeleton, declarations, split
+from model.parameters import Declaration, Params, Skeleton, declarations, merge, split
 from model.structures import STRUCTURES
 from train.mesh import parameter_shardings
 
@@ -48,6 +48,10 @@ class Blueprint:
     def init(self, seed: int) -> Params:
         """Fresh weights, a function of the seed alone."""
         return split(STRUCTURES[type(self.config)](self.config, nnx.Rngs(params=jax.random.key(seed))))[1]
+
+    def model(self, params: Mapping[str, Any], dtype: Any) -> Any:
+        """The model with these weights, in the dtype that it computes in."""
+        return merge(self.skeleton, {name: value.astype(dtype) for name, value in params.items()})
 
 
 def blueprint(config: Any) -> Blueprint:

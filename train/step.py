@@ -1,4 +1,7 @@
-"""One training step, compiled once: micro-batches, gradients, update, and metrics that stay on the devices."""
+"""One training step, compiled once: micro-batches, gradients, update, and metrics that stay on the devices.
+
+And, beside it, how a batch of held-out rows is scored.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from model.parameters import Params, merge
 from model.sharding import constrain
+from train.mesh import replicated
 from train.objectives.objective import Batch, Objective
 from train.state import Blueprint, TrainState, partition
 
@@ -99,3 +104,19 @@ def make_step(
         return gradients, terms, weights
 
     return step
+
+
+def make_evaluation(
+    plan: Blueprint, objective: Objective, mesh: Mesh, precision: str
+) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+    """The compiled function (params, batch) -> what the objective reports of each row, the same on every device.
+
+    `precision` is the compute dtype; in float32, matrix products are not rounded below it on any device.
+    """
+    dtype = jnp.dtype(precision)
+
+    def evaluate(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
+            return objective.evaluate(plan.model(params, dtype), batch)
+
+    return jax.jit(evaluate, out_shardings=replicated(mesh))

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
     sys.exit(dispatch(["train", *sys.argv[1:]]))
 
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -23,12 +24,17 @@ from data.images import ImageDataset
 from data.loader import Loader, prefetch
 from model.decode import Sampling
 from model.decoder import DecoderConfig
+from model.encoder import EncoderConfig
+from model.encoder_decoder import EncoderDecoderConfig
 from model.parameters import Params
+from model.presets import family_of
+from model.recurrent import RecurrentConfig
+from model.structures import kept_config
 from train.checkpoint import Checkpoints
 from train.cluster import ClusterConfig, agree, join
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
-from train.generate import Writer, room_after
+from train.generate import Writer, read_prompt, room_after
 from train.held_out import HeldOut, summary
 from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
 from train.mesh import make_mesh, place_batch
@@ -49,7 +55,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     """
     join(config.cluster)
     console.quiet = console.quiet or jax.process_index() > 0
-    run = RunDirectory(config.run_dir or f"runs/{config.name}")
+    run = RunDirectory(config.folder)
     resumes = run.exists()
     source = None
     if config.starts_from and resumes:
@@ -57,10 +63,10 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     elif config.starts_from:
         source = load_source(config.starts_from, config.mesh, console.say)
         config = with_model(config, source.model)
-    config = with_classes(config)
     validate(config)
-    config = resolve(config)
+    config = resolve(with_classes(config))
     program = Program.of(config, make_mesh(config.mesh))
+    given = program.weights_of(source.params, console.say) if source else None
     if resumes:
         _refuse_other_configuration(run, config)
 
@@ -72,7 +78,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         Sampling(config.sample.temperature).validate()
         assert dataset.tokenizer
         assert isinstance(config.model, DecoderConfig)  # validate() has seen to both
-        room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
+        read_prompt(config.sample.prompt, dataset.tokenizer, config.model.max_length)
 
     with ExitStack() as open_things:
         lock_is_ours = open_things.enter_context(run.lock())
@@ -94,8 +100,9 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             step, items, record = 0, {}, {}
             if config.starts_from and resumes:  # it ended before its first checkpoint
                 source = load_source(config.starts_from, config.mesh, console.say)
-            state = program.first_state(program.weights_of(source.params, console.say) if source else None)
-        source = None  # frees the weights that it starts from
+                given = program.weights_of(source.params, console.say)
+            state = program.first_state(given)
+        source = given = None  # frees the weights that it starts from
         agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
@@ -247,16 +254,29 @@ def _farewell(
         console.say("\nwhat it writes:\n")
         writer = Writer(program.plan, params, dataset.tokenizer, program.mesh)
         sampling = Sampling(config.sample.temperature)
-        room = room_after([config.sample.prompt], dataset.tokenizer, config.model.max_length)
+        read = read_prompt(config.sample.prompt, dataset.tokenizer, config.model.max_length)
+        room = room_after(len(read), config.model.max_length)
         console.write(config.sample.prompt)
         for text, _ in writer.write([config.sample.prompt], min(config.sample.tokens, room), sampling, config.seed):
             console.write(text)
         console.write("\n\n")
     here = "jumok" if shutil.which("jumok") else os.path.relpath(Path(sys.executable).with_name("jumok"))
     console.say(f"the run is in {run}; try next:")
-    generate = [f'generate {run} --prompt "..."'] if program.objective.rows in ("text", "pairs") else []
-    for command in (f"evaluate {run}", *generate, f"export {run} {run}-export"):
+    for command in _next_commands(run, kept_config(config.model)):
         console.say(f"  {here} {command}")
+
+
+def _next_commands(run: RunDirectory, model: Any) -> Iterator[str]:
+    """What can be done with a run of this model."""
+    yield f"evaluate {run}"
+    match model:
+        case EncoderConfig() if model.predicts_tokens:
+            yield f'generate {run} --prompt "... [MASK] ..."'
+        case DecoderConfig() | EncoderDecoderConfig() | RecurrentConfig():
+            yield f'generate {run} --prompt "..."'
+    with suppress(ValueError):  # transformers may know no such model
+        family_of(model)
+        yield f"export {run} {run}-export"
 
 
 def _result(run: RunDirectory, config: RunConfig, record: dict[str, Any], loader: Loader) -> dict[str, Any]:

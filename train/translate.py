@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from model import recurrent
 from model.beam import Beam
 from model.decode import unstack
 from model.encoder_decoder import EncoderDecoderConfig
-from model.parameters import Params, merge
+from model.parameters import Params
 from model.recurrent import RecurrentConfig
 from model.sharding import axis_size
 from train.mesh import batch_sharding, replicated
@@ -48,8 +47,7 @@ class Translator:
         dtype = jnp.dtype(precision)
         self._matmul_precision = "highest" if dtype == jnp.float32 else None
 
-        def model_of(params: Params) -> Any:
-            return merge(plan.skeleton, {name: value.astype(dtype) for name, value in params.items()})
+        model_of = partial(plan.model, dtype=dtype)
 
         def log_p(params: Params, source: jax.Array, segments: jax.Array, read: jax.Array, targets: jax.Array):
             model = model_of(params)

@@ -95,7 +95,10 @@ class Tokenizer(ABC):
         """
         if role not in self.specials:
             roles = ", ".join(dict.fromkeys(known.partition("_")[0] for known in self.specials)) or "none"
-            raise ValueError(f"this {self.kind} tokenizer has no {role} token; its special tokens are: {roles}")
+            raise ValueError(
+                f"this {self.kind} tokenizer has no {role} token; its special tokens are: {roles}; take one that has, "
+                "or let --data.tokenizer sentencepiece make it"
+            )
         return self.specials[role]
 
     def encode(self, text: str) -> np.ndarray:

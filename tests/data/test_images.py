@@ -244,6 +244,10 @@ def test_a_torn_compressed_file(tmp_path):
         ({"x": PIXELS[0], "y": LABELS}, r"holds x of uint8 \[6, 6\], and images are uint8"),
         ({"x": PIXELS, "y": LABELS / 1}, r"holds y of float64 \[30\], and labels are integers \[n\] from 0 on"),
         ({"x": PIXELS, "y": LABELS - np.int8(1)}, r"holds y of int\d+ \[30\], and labels are integers"),
+        (
+            {"x": PIXELS, "y": LABELS + np.int64(1 << 32)},
+            r"holds y of int64 \[30\], and .* from 0 on, below 1,048,576;",
+        ),
         ({"x": PIXELS, "y": np.eye(30, dtype=int)}, r"holds y of int64 \[30, 30\], and labels are integers"),
         ({"x": PIXELS, "y": np.int64(3)}, r"holds y of int64 \[\], and labels are integers"),
         (

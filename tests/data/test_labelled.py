@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from data import labelled
 from data.cache import cache_folder
+from data.dataset import DataConfig, make_rows
 from data.labelled import LabelledRows, find_classes, read_labels
 from data.prepare import prepare_corpus
-from data.reading import Part, Reading
+from data.reading import Document, Part, Reading
 from data.shards import Corpus
 from data.sources import Source, open_pairs, open_source, split_source
 from data.tokenizers.plain import ByteTokenizer
@@ -243,11 +244,17 @@ def test_what_cannot_be_read_is_reported_once(tmp_path):
 
 
 def test_too_few_documents_to_hold_any_out(tmp_path):
-    source = open_source(write(tmp_path / "a.csv", "text,label\na,0\nb,1\n"), LABELLED)
-    with pytest.raises(
-        ValueError, match=r"a.csv holds too few documents to hold out a tenth .* pass --data.valid-path"
-    ):
-        split_source(source)
+    texts = {held: [text for text in map(str, range(99)) if is_held_out(text) == held] for held in (False, True)}
+    for first, second, *_ in texts.values():  # either side may be left without any
+        source = open_source(write(tmp_path / "a.csv", f"text,label\n{first},0\n{second},1\n"), LABELLED)
+        with pytest.raises(
+            ValueError, match=r"a.csv holds too few documents to hold out a tenth .* pass --data.valid-path"
+        ):
+            split_source(source)
+
+
+def is_held_out(text: str) -> bool:
+    return Document("", text, "").is_held_out
 
 
 def test_other_sources_are_known_by_the_same_digest_as_ever(tmp_path, monkeypatch):
@@ -333,6 +340,8 @@ def test_rows_that_cannot_be():
         ValueError, match=r'data.too_long="split" is for text without classes; pass refuse, drop or cut'
     ):
         LabelledRows(corpus, np.zeros(2, np.int32), 9, 2, "split")
+    with pytest.raises(ValueError, match=r"ready shards hold tokens without classes; give records of text and class"):
+        make_rows(corpus, DataConfig(label_column="label"), TOKENIZER, "labelled")
 
 
 # Public data

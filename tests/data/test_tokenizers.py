@@ -4,6 +4,7 @@ import io
 import json
 import random
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -402,3 +403,19 @@ def test_damaged_descriptions_are_sentences(tmp_path, content, sentence):
     (tmp_path / TOKENIZER_FILE).write_text(content)
     with pytest.raises(ValueError, match=sentence):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("make", [ByteTokenizer, partial(CharacterTokenizer, "abc")], ids=["bytes", "characters"])
+def test_special_tokens_that_are_asked_for_follow_those_of_text(make, tmp_path):
+    plain, more = make(), make(roles=("mask", "sentinel_0"))
+    assert more.vocab_size == plain.vocab_size + 2
+    assert (more.special("mask"), more.special("sentinel_0")) == (plain.vocab_size, plain.vocab_size + 1)
+    tokens = more.encode("abc")
+    np.testing.assert_array_equal(tokens, plain.encode("abc"))
+    assert more.decode([*tokens, more.special("mask"), *tokens]) == "abcabc"
+    more.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.digest, again.specials) == (more.digest, more.specials)
+    assert again.digest != plain.digest
+    with pytest.raises(ValueError, match=r"has no separator token; .* are: start, end, mask, sentinel;"):
+        more.special("separator")

@@ -13,13 +13,19 @@ from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
 from data.tokenizers.sentence_piece import SentencePieceTokenizer, train_sentencepiece
 from data.tokenizers.sentence_piece_model import with_scores
 
+ROLES = ("mask", "separator", "sentinel_0")
+
 
 def _tokenizer(kind, texts):
     match kind:
         case "bytes":
             return ByteTokenizer()
+        case "bytes with a mask":
+            return ByteTokenizer(ROLES)
         case "characters":
             return CharacterTokenizer.of(texts)
+        case "characters with a mask":
+            return CharacterTokenizer.of(texts, ROLES)
         case _:
             return train_sentencepiece(texts, 400 if kind == "bpe" else 320, kind)
 
@@ -31,6 +37,7 @@ def _check(tokenizer, texts, folder):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.start_id, tokenizer.end_id)
     assert len(theirs) == tokenizer.vocab_size
+    assert theirs.mask_token_id == tokenizer.specials.get("mask")
     for text in texts:
         tokens = tokenizer.encode(text).tolist()
         assert theirs(text).input_ids == tokens, text
@@ -39,7 +46,9 @@ def _check(tokenizer, texts, folder):
         assert theirs.decode(marked, skip_special_tokens=True) == tokenizer.decode(marked)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "characters", "bpe", "unigram"])
+@pytest.mark.parametrize(
+    "kind", ["bytes", "bytes with a mask", "characters", "characters with a mask", "bpe", "unigram"]
+)
 def test_transformers_agree(kind, english, tricky, tmp_path):
     texts = [*tricky, english, *english.splitlines()[:50]]
     _check(_tokenizer(kind, [english] if kind in ("bpe", "unigram") else texts), texts, tmp_path)

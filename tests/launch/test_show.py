@@ -11,7 +11,7 @@ from rich.color import Color
 from data.dataset import DataConfig
 from data.tokenizers.plain import ByteTokenizer
 from launch.cli import COMMANDS
-from launch.show_command import COLOURS, Piece, Show, main, pieces, readable
+from launch.show_command import Piece, Show, main, pieces, readable
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.encoder_decoder import EncoderDecoderConfig
@@ -21,6 +21,7 @@ from train.console import Console
 from train.objectives.classify import ClassifyConfig
 from train.objectives.masked_lm import MaskedLMConfig
 from train.objectives.seq2seq import Seq2SeqConfig
+from train.picture import COLOURS
 
 pytestmark = pytest.mark.core
 END = 256

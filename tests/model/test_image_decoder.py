@@ -160,7 +160,7 @@ def test_an_example_is_what_a_model_takes():
             {"vision": dataclasses.replace(CONFIG.vision, head="pooler")},
             "model.vision.head=pooler would never be learned",
         ),
-        ({"classes": ("cat", "cat")}, r"model.classes=\('cat', 'cat'\) must be different names"),
+        ({"classes": ("cat", "cat")}, "model.classes has the name 'cat' twice; give each class a name of its own"),
     ],
 )
 def test_what_no_model_can_have_is_refused(change: dict[str, Any], sentence: str):

@@ -324,7 +324,7 @@ def runs(uninterrupted, encoder, masking, write_run) -> dict[str, str]:
         ("pairs", ["x" * 40], {"temperature": 1.0}, "the source has 41 tokens"),
         ("pairs", ["x"], {"num_beams": 0}, "num_beams=0 must be at least 1"),
         ("recurrent", ["x"], {"temperature": 1.0}, "a recurrent model only searches, and draws no tokens; leave"),
-        ("vision", ["x"], {}, "holds a Vision, which writes no text; name the run of a decoder, an encoder-decoder or"),
+        ("vision", ["x"], {}, "holds a model that reads images, and a prompt is text; name the run of a decoder"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused(runs, kind, prompts, options, sentence):

@@ -42,7 +42,7 @@ class Caption:
         self.config = config
         self.coefficients = {"caption": 1.0}
 
-    def preparation(self, tokenizer: Tokenizer | None) -> None:
+    def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they are read."""
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:

@@ -50,7 +50,7 @@ class Classify:
         self.config = config
         self.coefficients = {"classify": 1.0}
 
-    def preparation(self, tokenizer: Tokenizer | None) -> None:
+    def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they are read."""
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:

@@ -5,7 +5,7 @@ masked tokens, and the direction of the last hidden states: coefficients 5, 2 an
 embeddings, hidden states and attention scores, each layer those of the teacher's layer as far up as itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.dataset import RowKind
+from data.dataset import Prepare, RowKind
 from data.tokenizers.base import Tokenizer
 from model.distillation import DistillationConfig
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats
-from train.objectives.objective import Batch, Rows
+from train.objectives.objective import Batch
 
 _TERMS = ("soft", "masked_lm", "cosine", "hidden", "attention", "embedding")
 _EPSILON = 1e-12  # added to squared norms
@@ -96,7 +96,7 @@ class Distill:
         self.coefficients = {name: getattr(config, name) for name in _TERMS if getattr(config, name)}
         self._of_chosen = {"masked_lm"} if config.soft_everywhere else {"masked_lm", "soft"}
 
-    def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows]:
+    def preparation(self, tokenizer: Tokenizer) -> Prepare:
         """What masks rows as masked language modelling does; raises ValueError without a mask token."""
         return MaskedLM(self.config).preparation(tokenizer)
 

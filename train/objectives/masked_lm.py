@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.dataset import RowKind
+from data.dataset import Prepare, RowKind
 from data.order import mix
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import cross_entropy
@@ -62,7 +62,7 @@ class MaskedLM:
         self.config = config
         self.coefficients = {"masked_lm": 1.0}
 
-    def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows]:
+    def preparation(self, tokenizer: Tokenizer) -> Prepare:
         """What masks rows: tokens [n, L] lose some; places, targets and scored [n, P] say which, P for all rows.
 
         Raises:

@@ -5,13 +5,13 @@ counted over the whole global batch, so that terms with different weights, paddi
 every mesh agree exactly.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from data.dataset import RowKind
+from data.dataset import Prepare, RowKind
 from data.tokenizers.base import Tokenizer
 
 Rows = dict[str, np.ndarray]
@@ -27,7 +27,7 @@ class Objective(Protocol):
     rows: RowKind  # what it learns from
     definition: str  # of the figures that held-out data are reported by
 
-    def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows] | None:
+    def preparation(self, tokenizer: Tokenizer) -> Prepare | None:
         """What masks or corrupts packed rows [rows, ...], at random by each row's key alone, a function of (seed, k).
 
         Raises ValueError where the tokenizer lacks a special token that this needs.

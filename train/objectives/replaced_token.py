@@ -6,7 +6,7 @@ gradient flows through the drawing. What is drawn for a row is a function of the
 on every mesh and in every batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.dataset import RowKind
+from data.dataset import Prepare, RowKind
 from data.order import mix
 from data.tokenizers.base import Tokenizer
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats
@@ -52,7 +52,7 @@ class ReplacedToken:
         self.coefficients = {"masked_lm": 1.0, "replaced_token": config.discriminator_weight}
         self._masking = MaskedLM(config)
 
-    def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows]:
+    def preparation(self, tokenizer: Tokenizer) -> Prepare:
         """What masks rows as masked language modelling does; `draws`, int32 [n], is what their fillings are drawn by.
 
         Raises:

@@ -4,7 +4,7 @@ The second is next-sentence prediction (BERT, Devlin et al. 2018) or, of two sen
 first (ALBERT, Lan et al. 2019).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.dataset import RowKind
+from data.dataset import Prepare, RowKind
 from data.sentence_pairs import Relation, join, sentence_ends
 from data.tokenizers.base import Tokenizer
 from model.encoder import EncoderConfig
@@ -49,7 +49,7 @@ class SentencePairs:
         self.config = config
         self.coefficients = {"masked_lm": 1.0, "sentence_pair": 1.0}
 
-    def preparation(self, tokenizer: Tokenizer) -> Callable[[Rows, np.ndarray], Rows]:
+    def preparation(self, tokenizer: Tokenizer) -> Prepare:
         """What pairs sentences, and then masks some of both.
 
         Raises:

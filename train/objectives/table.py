@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from data.dataset import DataConfig
 from data.images import ImagesConfig
 from model.decoder import DecoderConfig
 from model.distillation import DistillationConfig
@@ -103,8 +102,18 @@ def check_data(objective: Any, data: Any) -> None:
     name, rows = name_of(type(objective)), make_objective(objective).rows
     if isinstance(data, ImagesConfig) != (rows in ("images", "captions")):
         raise ValueError(f"the objective {name} learns from {rows}; take a recipe whose data are that")
-    if not isinstance(data, DataConfig):
+    if isinstance(data, ImagesConfig):
+        if (rows == "captions") != bool(data.tokenizer):
+            ways = ("writes names", "pass --data.tokenizer bytes")
+            others = ("writes nothing", "leave --data.tokenizer out")
+            says, remedy = ways if rows == "captions" else others
+            raise ValueError(f"the objective {name} {says}; {remedy}")
         return
+    if data.pairs and isinstance(objective, SpanCorruptionConfig | DenoisingConfig):
+        raise ValueError(
+            f"the objective {name} makes pairs of plain text, and these data are pairs; take a recipe that learns from "
+            "pairs, or give text with --data.path"
+        )
     if rows == "pairs" and not data.pairs:
         raise ValueError(
             f"the objective {name} learns from pairs; pass --data.source-path and --data.target-path, or "
