@@ -372,7 +372,7 @@ def _shown(array: np.ndarray) -> Any:
     """An input as a receipt has it: its numbers or, of a large one, by what it is known."""
     if array.size <= _SHOWN:
         return array.tolist()
-    digest = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
     return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 
 

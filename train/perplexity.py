@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data.loader import Batch
 from data.shards import Corpus
 from data.tokenizers.base import Tokenizer
 from model.parameters import Params
 from model.sharding import axis_size
 from train.mesh import place_batch
-from train.objectives.objective import Rows, WindowObjective
+from train.objectives.objective import WindowObjective
 from train.state import Blueprint
 from train.step import make_evaluation
 
@@ -122,11 +123,11 @@ class PerplexityMeter:
             progress(total, total)
         return Score(nats, tokens, *_text_size(corpus, tokenizer, total))
 
-    def _batches(self, corpus: Corpus, total: int, tokenizer: Tokenizer) -> Iterator[Rows]:
+    def _batches(self, corpus: Corpus, total: int, tokenizer: Tokenizer) -> Iterator[Batch]:
         """The objective's views of batches of windows, short ones side by side in a row as separate segments."""
         shape = (self._rows, self._length)
 
-        def empty() -> Rows:
+        def empty() -> Batch:
             return {
                 n: np.zeros(shape, bool if n == "scored" else np.int32)
                 for n in ("tokens", "targets", "scored", "segments", "positions")

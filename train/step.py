@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from model.parameters import Params, merge
 from model.sharding import constrain
 from train.mesh import replicated
-from train.objectives.objective import Batch, Objective
+from train.objectives.objective import DeviceBatch, Objective
 from train.state import Blueprint, TrainState, partition
 
 Metrics = dict[str, jax.Array]
@@ -30,13 +30,13 @@ def make_step(
     micro_batches: int,
     dtype: Any,
     seed: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (state, metrics).
 
     Weights are float32 and computed with in `dtype`; gradients are summed in float32.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         learned, frozen = partition(state.params, trainable)
         gradients, terms, weights = accumulate(learned, frozen, batch, key)
@@ -73,18 +73,18 @@ def make_step(
         )
         return new_state, metrics
 
-    def accumulate(learned: Params, frozen: Params, batch: Batch, key: jax.Array):
+    def accumulate(learned: Params, frozen: Params, batch: DeviceBatch, key: jax.Array):
         """The gradients of the mean loss over the whole batch, its terms, and the terms' weights."""
         learned, frozen = ({n: p.astype(dtype) for n, p in params.items()} for params in (learned, frozen))
         weights = objective.weights(batch)
         scales = {name: 1 / jnp.maximum(weight, 1).astype(jnp.float32) for name, weight in weights.items()}
 
-        def mean_loss(learned: Params, part: Batch, part_key: jax.Array):
+        def mean_loss(learned: Params, part: DeviceBatch, part_key: jax.Array):
             sums = objective.loss(merge(plan.skeleton, {**learned, **frozen}), part, part_key)
             terms = {name: sums[name] * scales[name] for name in sums}
             return sum(c * terms[name] for name, c in objective.coefficients.items()), terms
 
-        def gradient(part: Batch, part_key: jax.Array) -> tuple[Params, Metrics]:
+        def gradient(part: DeviceBatch, part_key: jax.Array) -> tuple[Params, Metrics]:
             gradients, terms = jax.grad(mean_loss, has_aux=True)(learned, part, part_key)
             return {n: constrain(g.astype(jnp.float32), *plan.declared[n].axes) for n, g in gradients.items()}, terms
 
@@ -108,14 +108,14 @@ def make_step(
 
 def make_evaluation(
     plan: Blueprint, objective: Objective, mesh: Mesh, precision: str
-) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+) -> Callable[[Params, DeviceBatch], dict[str, jax.Array]]:
     """The compiled function (params, batch) -> what the objective reports of each row, the same on every device.
 
     `precision` is the compute dtype; in float32, matrix products are not rounded below it on any device.
     """
     dtype = jnp.dtype(precision)
 
-    def evaluate(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(params: Params, batch: DeviceBatch) -> dict[str, jax.Array]:
         with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
             return objective.evaluate(plan.model(params, dtype), batch)
 

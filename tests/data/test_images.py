@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def npz(path, **arrays):
     return str(path)
 
 
-def pictures(folder, images=COLOURS, labels: Iterable[int] = LABELS, suffix="png", names=("cat", "dog", "eel")):
+def pictures(
+    folder, images: Iterable[Any] = COLOURS, labels: Iterable[int] = LABELS, suffix="png", names=("cat", "dog", "eel")
+):
     """A folder for each class. The names of the files sort as the images are numbered, class by class."""
     pillow = pytest.importorskip("PIL.Image")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -135,7 +135,7 @@ def test_smoothed_cross_entropy_is_torchs(smoothing):
     padded = np.pad(logits, ((0, 0), (0, 0), (0, 6)), constant_values=-1e30)
 
     def total(logits, vocab_size):
-        return (cross_entropy(logits, targets, smoothing, vocab_size)[0] * shares).sum()
+        return (cross_entropy(logits, jnp.asarray(targets), smoothing, vocab_size)[0] * shares).sum()
 
     theirs = torch.tensor(logits, requires_grad=True)
     each = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")

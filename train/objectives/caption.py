@@ -15,7 +15,7 @@ from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
 from train.objectives.classify import pixel_values
 from train.objectives.cross_entropy import cross_entropy
-from train.objectives.objective import Batch
+from train.objectives.objective import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Caption:
     def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they are read."""
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of scored targets."""
         return {"caption": batch["scored"].sum(dtype=jnp.int32)}
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats of the scored targets."""
         return {"caption": _nats(self._logits(model, batch, key), batch).sum()}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats, the number of scored targets, and 1 as "examples" and where the text is "right", each [B]."""
         logits_BLV = self._logits(model, batch, None)
         # What is written token by token is the text exactly where, given the text so far, each next token is its own.
@@ -74,12 +74,12 @@ class Caption:
             "examples": int(sums["examples"]),
         }
 
-    def _logits(self, model: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def _logits(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
         hidden_BLD, _ = model.hidden(pixel_values(batch["images"]), batch["tokens"], key=key)
         return model.logits(hidden_BLD)
 
 
 @jax.named_scope("loss")
-def _nats(logits_BLV: jax.Array, batch: Batch) -> jax.Array:
+def _nats(logits_BLV: jax.Array, batch: DeviceBatch) -> jax.Array:
     """-log p of each scored target, [B, L] float32."""
     return jnp.where(batch["scored"], cross_entropy(logits_BLV, batch["targets"])[0], 0)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from data.dataset import RowKind
+from data.loader import Batch
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import token_losses
-from train.objectives.objective import Batch, Rows
+from train.objectives.objective import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,25 @@ class CausalLM:
     def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they were packed."""
 
-    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
+    def views(self, batch: Batch, tokenizer: Tokenizer) -> Iterator[Batch]:
         """All is scored at once."""
         yield batch
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of scored targets."""
         return dict.fromkeys(self.coefficients, batch["scored"].sum(dtype=jnp.int32))
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats (and squared log-normalisers) of the scored targets."""
         terms_BL = self._terms(model, batch, key)
         return {name: terms_BL[name].sum() for name in self.coefficients}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats and the number of scored targets, each [B]: summed over rows on the host."""
         nats_BL = self._terms(model, batch, None)["causal_lm"]
         return {"nats": nats_BL.sum(1), "tokens": batch["scored"].sum(1, dtype=jnp.int32)}
 
-    def _terms(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def _terms(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)
         nats_BL, log_z_BL = token_losses(model, hidden_BLD, batch["targets"], chunks=self.config.loss_chunks)
         terms = {"causal_lm": nats_BL, "z_loss": jnp.square(log_z_BL)}

@@ -14,7 +14,7 @@ import numpy as np
 from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import cross_entropy
-from train.objectives.objective import Batch
+from train.objectives.objective import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Classify:
     def preparation(self, tokenizer: Tokenizer) -> None:
         """Rows are learned as they are read."""
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of examples."""
         return {"classify": jnp.int32(batch["labels"].shape[0])}
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats of the classes, smoothed as the configuration says."""
         logits_BC = self._logits(model, batch, key)
         return {"classify": _nats(logits_BC, batch["labels"], self.config.label_smoothing).sum()}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats [B], and "classes" [B, 3, C]: 1 where a class is rightly predicted, where predicted, where actual."""
         logits_BC, labels_B = self._logits(model, batch, None), batch["labels"]
         C = logits_BC.shape[-1]
@@ -81,13 +81,13 @@ class Classify:
             "examples": examples,
         }
 
-    def _logits(self, model: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def _logits(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
         stack_key, head_key = (None, None) if key is None else jax.random.split(key)
         hidden_BLD = self._hidden(model, batch, stack_key)
         with jax.named_scope("logits"):
             return model.class_logits(hidden_BLD, key=head_key)
 
-    def _hidden(self, model: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def _hidden(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
         return model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)[0]
 
 
@@ -96,7 +96,7 @@ class ClassifyImages(Classify):
 
     rows: RowKind = "images"
 
-    def _hidden(self, model: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def _hidden(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
         return model.hidden(pixel_values(batch["images"]), key=key)[0]
 
 

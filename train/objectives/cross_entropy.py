@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def cross_entropy(
     logits_BLV: jax.Array, targets_BL: jax.Array, label_smoothing: float = 0.0, vocab_size: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -16,6 +15,11 @@ def cross_entropy(
     `label_smoothing` is the share of a target that is spread evenly over all tokens (Szegedy et al. 2016): the first
     `vocab_size` of the logits, behind which there is only padding; by default all of them.
     """
+    return _cross_entropy(logits_BLV, targets_BL, label_smoothing, vocab_size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cross_entropy(logits_BLV, targets_BL, label_smoothing, vocab_size) -> Any:
     return _forward(logits_BLV, targets_BL, label_smoothing, vocab_size)[0]
 
 
@@ -43,7 +47,7 @@ def _backward(label_smoothing, vocab_size, residuals, gradients):
     return d_BLV.astype(logits_BLV.dtype), None
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
 
 
 def _tokens(logits_BLV: jax.Array, vocab_size: int | None) -> tuple[jax.Array, int]:

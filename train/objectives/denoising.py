@@ -6,9 +6,9 @@ import numpy as np
 
 from data.corruption import denoise
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.sentence_pairs import sentence_ends
 from data.tokenizers.base import Tokenizer
-from train.objectives.objective import Rows
 from train.objectives.seq2seq import Seq2Seq, Seq2SeqConfig
 
 
@@ -58,7 +58,7 @@ class Denoising(Seq2Seq):
             ends_sentence = sentence_ends(tokenizer)
         finish = super().preparation(tokenizer)
 
-        def prepare(rows: Rows, keys: np.ndarray) -> Rows:
+        def prepare(rows: Batch, keys: np.ndarray) -> Batch:
             pairs = denoise(rows, keys, tokenizer, mask_id, ends_sentence, rate=config.rate, mean_span=config.mean_span)
             return finish(pairs, keys)
 

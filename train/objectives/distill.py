@@ -17,7 +17,7 @@ from data.dataset import Prepare, RowKind
 from data.tokenizers.base import Tokenizer
 from model.distillation import DistillationConfig
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats
-from train.objectives.objective import Batch
+from train.objectives.objective import DeviceBatch
 
 _TERMS = ("soft", "masked_lm", "cosine", "hidden", "attention", "embedding")
 _EPSILON = 1e-12  # added to squared norms
@@ -100,15 +100,15 @@ class Distill:
         """What masks rows as masked language modelling does; raises ValueError without a mask token."""
         return MaskedLM(self.config).preparation(tokenizer)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of chosen tokens for what compares predictions, and of all tokens for the rest."""
         return {name: count_B.sum() for name, count_B in self._counts(batch).items()}
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Each term's sum over its tokens."""
         return {name: term_B.sum() for name, term_B in self._terms(model, batch, key).items()}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Each term's sum and the number of its tokens, each [B]."""
         counts = {f"{name}_tokens": count_B for name, count_B in self._counts(batch).items()}
         return self._terms(model, batch, None) | counts
@@ -118,10 +118,10 @@ class Distill:
         means = {name: float(sums[name] / sums[f"{name}_tokens"]) for name in self.coefficients}
         return {"loss": sum(c * means[name] for name, c in self.coefficients.items()), **means}
 
-    def _counts(self, batch: Batch) -> dict[str, jax.Array]:
+    def _counts(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         return {name: self._counted(name, batch).sum(1, dtype=jnp.int32) for name in self.coefficients}
 
-    def _terms(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def _terms(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Each term's sum over the tokens of each row, [B] float32."""
         wanted, temperature = self.coefficients, self.config.temperature
         names = {"hidden": "hidden", "attention": "attention_scores", "embedding": "embedding"}
@@ -154,7 +154,7 @@ class Distill:
         counted = {name: self._counted(name, batch) for name in terms}
         return {name: jnp.where(counted[name], term, 0).sum(1) for name, term in terms.items()}
 
-    def _counted(self, name: str, batch: Batch) -> jax.Array:
+    def _counted(self, name: str, batch: DeviceBatch) -> jax.Array:
         """The tokens that a term is a mean over, bool: of the chosen places [B, P], or of all [B, L]."""
         return batch["scored"] if name in self._of_chosen else batch["segments"] > 0
 

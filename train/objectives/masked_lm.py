@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.order import mix
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import cross_entropy
-from train.objectives.objective import Batch, Rows
+from train.objectives.objective import DeviceBatch
 
 _PASSES = 8  # in which text is scored: each masks every eighth token
 _ROUNDS = 4  # in which words are looked for that still fit
@@ -70,7 +71,7 @@ class MaskedLM:
         """
         mask = masking(self.config, tokenizer)
 
-        def prepare(rows: Rows, keys: np.ndarray) -> Rows:
+        def prepare(rows: Batch, keys: np.ndarray) -> Batch:
             segments = rows["segments"]
             # What is given is not learned: packing scores the place before each token that is.
             follows = np.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
@@ -80,7 +81,7 @@ class MaskedLM:
 
         return prepare
 
-    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
+    def views(self, batch: Batch, tokenizer: Tokenizer) -> Iterator[Batch]:
         """The batches by which a batch of windows is scored: each masks other tokens, and all together each of them."""
         mask_id, length = tokenizer.special("mask"), batch["tokens"].shape[1]
         for number in range(_PASSES):
@@ -96,36 +97,36 @@ class MaskedLM:
                 "scored": scored,
             }
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of chosen tokens."""
         return {"masked_lm": batch["scored"].sum(dtype=jnp.int32)}
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats of the chosen tokens."""
         return {"masked_lm": self._nats(model, batch, key).sum()}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats and the number of chosen tokens, each [B]."""
         return {"nats": self._nats(model, batch, None).sum(1), "tokens": batch["scored"].sum(1, dtype=jnp.int32)}
 
-    def _nats(self, model: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def _nats(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
         hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)
         return masked_nats(masked_logits(model, hidden_BLD, batch), batch)
 
 
-def masked_logits(model: Any, hidden_BLD: jax.Array, batch: Batch) -> jax.Array:
+def masked_logits(model: Any, hidden_BLD: jax.Array, batch: DeviceBatch) -> jax.Array:
     """Logits [B, P, V] of the tokens at the batch's places."""
     return model.logits(jnp.take_along_axis(hidden_BLD, batch["places"][..., None], axis=1))
 
 
 @jax.named_scope("loss")
-def masked_nats(logits_BPV: jax.Array, batch: Batch) -> jax.Array:
+def masked_nats(logits_BPV: jax.Array, batch: DeviceBatch) -> jax.Array:
     """Nats [B, P] of the chosen tokens, 0 where none was chosen."""
     nats_BP, _ = cross_entropy(logits_BPV, batch["targets"])
     return jnp.where(batch["scored"], nats_BP, 0)
 
 
-def masking(config: MaskedLMConfig, tokenizer: Tokenizer) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Rows]:
+def masking(config: MaskedLMConfig, tokenizer: Tokenizer) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Batch]:
     """What masks tokens [n, L], given which may be chosen (bool [n, L]; special tokens never are) and the rows' keys.
 
     It returns the tokens with some replaced, and the places, the targets there and whether they are scored, [n, P].
@@ -140,7 +141,7 @@ def masking(config: MaskedLMConfig, tokenizer: Tokenizer) -> Callable[[np.ndarra
     words = range(tokenizer.vocab_size) if config.whole_words else ()
     opens_word = np.array([_opens_word(tokenizer, token) for token in words])
 
-    def mask(tokens: np.ndarray, candidates: np.ndarray, keys: np.ndarray) -> Rows:
+    def mask(tokens: np.ndarray, candidates: np.ndarray, keys: np.ndarray) -> Batch:
         length, candidates = tokens.shape[1], candidates & ~special[tokens]
         units = np.broadcast_to(np.arange(length), tokens.shape)
         if config.whole_words:

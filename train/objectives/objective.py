@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.tokenizers.base import Tokenizer
 
-Rows = dict[str, np.ndarray]
-Batch = Mapping[str, jax.Array]
+DeviceBatch = Mapping[str, jax.Array]  # a batch (data/loader.py) on its devices
 
 
 class Objective(Protocol):
@@ -34,15 +34,15 @@ class Objective(Protocol):
         """
         ...
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """What each term's sum is divided by: an integer count over the batch."""
         ...
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Each term's sum over the batch, float32; `key` turns dropout on."""
         ...
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """What is reported of each row, [B, ...]: sums and the counts that divide them; divided on the host."""
         ...
 
@@ -53,7 +53,7 @@ class WindowObjective(Objective, Protocol):
 
     shifted: bool  # whether the target of a place is the token after it, rather than its own
 
-    def views(self, batch: Rows, tokenizer: Tokenizer) -> Iterator[Rows]:
+    def views(self, batch: Batch, tokenizer: Tokenizer) -> Iterator[Batch]:
         """The batches by which a batch of windows of held-out text is scored, each target in one of them."""
         ...
 

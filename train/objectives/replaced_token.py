@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.order import mix
 from data.tokenizers.base import Tokenizer
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats
-from train.objectives.objective import Batch, Rows
+from train.objectives.objective import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,22 @@ class ReplacedToken:
         """
         mask = self._masking.preparation(tokenizer)
 
-        def prepare(rows: Rows, keys: np.ndarray) -> Rows:
+        def prepare(rows: Batch, keys: np.ndarray) -> Batch:
             draws = mix(keys, 3 * rows["tokens"].shape[1])  # below, masking draws
             return mask(rows, keys) | {"draws": (draws >> np.uint64(33)).astype(np.int32)}
 
         return prepare
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of chosen tokens, and of all."""
         return {name: count_B.sum() for name, count_B in _counts(batch).items()}
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats of the chosen tokens, and of every token's being original or replaced."""
         nats_BP, _, nats_BL, _ = self._scores(model, batch, key)
         return {"masked_lm": nats_BP.sum(), "replaced_token": nats_BL.sum()}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats of both, and the numbers of tokens that they are of, that are found and that could be, each [B]."""
         nats_BP, replaced_BL, nats_BL, suspected_BL = self._scores(model, batch, None)
         right_BL = (batch["segments"] > 0) & (suspected_BL == replaced_BL)
@@ -99,7 +100,7 @@ class ReplacedToken:
         }
 
     def _scores(
-        self, model: Any, batch: Batch, key: jax.Array | None
+        self, model: Any, batch: DeviceBatch, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The generator's nats [B, P]; where a token is replaced, the nats of that, and where suspected, all [B, L]."""
         generator_key, discriminator_key, head_key = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -115,7 +116,7 @@ class ReplacedToken:
         return masked_nats(logits_BPV, batch), replaced_BL, jnp.where(batch["segments"] > 0, nats_BL, 0), odds_BL > 0
 
 
-def _counts(batch: Batch) -> dict[str, jax.Array]:
+def _counts(batch: DeviceBatch) -> dict[str, jax.Array]:
     """What each term is a mean over, [B]."""
     is_token_BL = batch["segments"] > 0
     return {
@@ -125,7 +126,7 @@ def _counts(batch: Batch) -> dict[str, jax.Array]:
 
 
 @jax.named_scope("filling")
-def _filled(logits_BPV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def _filled(logits_BPV: jax.Array, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
     """The tokens with those drawn from the softmax at the chosen places, and whether they are not the original."""
     logits_BPV = jax.lax.stop_gradient(logits_BPV).astype(jnp.float32)
     keys_B = jax.vmap(jax.random.key)(batch["draws"])

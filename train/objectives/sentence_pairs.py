@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.sentence_pairs import Relation, join, sentence_ends
 from data.tokenizers.base import Tokenizer
 from model.encoder import EncoderConfig
 from train.objectives.cross_entropy import cross_entropy
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats, masking
-from train.objectives.objective import Batch, Rows
+from train.objectives.objective import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,25 @@ class SentencePairs:
         mask, ends = masking(self.config, tokenizer), sentence_ends(tokenizer)
         start_id, separator_id = tokenizer.special("start"), tokenizer.special("separator")
 
-        def prepare(rows: Rows, keys: np.ndarray) -> Rows:
+        def prepare(rows: Batch, keys: np.ndarray) -> Batch:
             pairs = join(rows, keys, self.config.relation, start_id, separator_id, ends)
             return pairs | mask(pairs["tokens"], pairs["segments"] > 0, keys)
 
         return prepare
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of chosen tokens, and of rows."""
         return {
             "masked_lm": batch["scored"].sum(dtype=jnp.int32),
             "sentence_pair": jnp.int32(batch["labels"].shape[0]),
         }
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats of the chosen tokens, and of the relations."""
         nats_BP, nats_B, _ = self._scores(model, batch, key)
         return {"masked_lm": nats_BP.sum(), "sentence_pair": nats_B.sum()}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats of both, the number of chosen tokens, and 1 as "rows" and where the relation is "right", each [B]."""
         nats_BP, nats_B, right_B = self._scores(model, batch, None)
         return {
@@ -97,7 +98,7 @@ class SentencePairs:
             "rows": int(sums["rows"]),
         }
 
-    def _scores(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _scores(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Nats of the chosen tokens [B, P] and of the relations [B], and whether these are right."""
         stack_key, head_key = (None, None) if key is None else jax.random.split(key)
         inputs = (batch[name] for name in ("tokens", "positions", "segments", "types"))

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import token_losses
-from train.objectives.objective import Batch, Rows
+from train.objectives.objective import DeviceBatch
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,22 @@ class Seq2Seq:
         """What says which targets are `reported`, bool [n, L]: those that are scored and no end tokens."""
         end_id = tokenizer.special("end")
 
-        def prepare(rows: Rows, keys: np.ndarray) -> Rows:
+        def prepare(rows: Batch, keys: np.ndarray) -> Batch:
             return {**rows, "reported": rows["scored"] & (rows["targets"] != end_id)}
 
         return prepare
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: DeviceBatch) -> dict[str, jax.Array]:
         """The number of scored targets."""
         return dict.fromkeys(self.coefficients, batch["scored"].sum(dtype=jnp.int32))
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    def loss(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Summed nats, smoothed as the configuration says, and squared log-normalisers of the scored targets."""
         nats_BL, log_z_BL = self._losses(model, batch, key, self.config.label_smoothing)
         terms = {self.term: nats_BL, "z_loss": jnp.square(log_z_BL)}
         return {name: jnp.where(batch["scored"], terms[name], 0).sum() for name in self.coefficients}
 
-    def evaluate(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate(self, model: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
         """Nats and the number of reported targets, each [B]."""
         nats_BL, _ = self._losses(model, batch, None, 0.0)
         reported_BL = batch["reported"]
@@ -90,7 +91,7 @@ class Seq2Seq:
             return {"nats_per_token": nats, "perplexity": float(np.exp(nats)), "tokens": tokens}
 
     def _losses(
-        self, model: Any, batch: Batch, key: jax.Array | None, label_smoothing: float
+        self, model: Any, batch: DeviceBatch, key: jax.Array | None, label_smoothing: float
     ) -> tuple[jax.Array, jax.Array]:
         hidden_BLD, _ = model.hidden(
             batch["source_tokens"],
@@ -105,7 +106,7 @@ class Seq2Seq:
         return token_losses(model, hidden_BLD, targets_BL, label_smoothing=label_smoothing, chunks=chunks)
 
 
-def _read(model: Any, batch: Batch) -> jax.Array:
+def _read(model: Any, batch: DeviceBatch) -> jax.Array:
     """What the decoder reads: each target after the start token, or the token that the model has in place of it."""
     own = getattr(model.config, "decoder_start_id", None)
     if own is None:

@@ -6,9 +6,9 @@ import numpy as np
 
 from data.corruption import corrupt_spans, longest_spans, span_row_lengths
 from data.dataset import Prepare, RowKind
+from data.loader import Batch
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.roles import sentinel_role
-from train.objectives.objective import Rows
 from train.objectives.seq2seq import Seq2Seq, Seq2SeqConfig
 
 
@@ -72,7 +72,7 @@ class SpanCorruption(Seq2Seq):
         rate, mean_span = self.config.rate, self.config.mean_span
         finish = super().preparation(tokenizer)
 
-        def prepare(rows: Rows, keys: np.ndarray) -> Rows:
+        def prepare(rows: Batch, keys: np.ndarray) -> Batch:
             return finish(corrupt_spans(rows, keys, tokenizer, sentinels, rate=rate, mean_span=mean_span), keys)
 
         return prepare
