@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -48,11 +48,12 @@ class Console:
         self.write(f"{text}\n")
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Shows rows under their headers, which may all be empty; columns of numbers stand right."""
+        """Shows rows under their headers, which may all be empty; numbers stand right, and names unbroken."""
         table = Table(box=None, show_header=any(headers), title=title or None, title_justify="left", pad_edge=False)
         for number, header in enumerate(headers):
             numeric = all(isinstance(row[number], int | float) for row in rows)
-            table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            table.add_column(header, justify=justify, overflow="fold", no_wrap=numeric or number == 0)
         for row in rows:
             table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
         self.show(table)
