@@ -26,5 +26,5 @@ def no_class(label: str, classes: Sequence[str]) -> str:
     known = ", ".join(classes[:_SHOWN]) + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
     return (
         f"has the label {label!r}, which is not among the model's classes: {known}; correct the label, leave that out, "
-        f"or train a model with other --model.classes"
+        f"or train a new head for other --model.classes"
     )

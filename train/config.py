@@ -146,10 +146,10 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def with_model(config: RunConfig, model: ModelConfig) -> RunConfig:
-    """The configuration with another model's architecture; its head, its dropout and how it is computed stay.
+    """The configuration with another model's architecture; its dropout and how it is computed stay.
 
-    Of a distillation it is the teacher's. Raises ValueError where the models are of different structures, or of
-    different classes.
+    So does a head of another kind, or with classes of its own. Of a distillation it is the teacher's. Raises ValueError
+    where the models are of different structures.
     """
     if isinstance(config.model, DistillationConfig) and isinstance(model, EncoderConfig):
         student = dataclasses.replace(
@@ -164,13 +164,9 @@ def with_model(config: RunConfig, model: ModelConfig) -> RunConfig:
             else f"--from names a model of the kind {found}, and the recipe trains one of the kind {wanted}; take a "
             "recipe of the same kind of model"
         )
-    new_head = getattr(model, "head", None) != getattr(config.model, "head", None)
     found, wanted = (getattr(kind, "classes", ()) for kind in (model, config.model))
-    if found and wanted and found != wanted and not new_head:
-        raise ValueError(
-            f"model.classes={' '.join(wanted)} are not those of the model that --from names, {' '.join(found)}; leave "
-            "--model.classes out, or start from a model that is no classifier yet"
-        )
+    other_classes = bool(wanted) and wanted != found
+    new_head = other_classes or getattr(model, "head", None) != getattr(config.model, "head", None)
     kept = {
         item.name: getattr(config.model, item.name)
         for item in dataclasses.fields(config.model)

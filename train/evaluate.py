@@ -17,10 +17,14 @@ from train.load import LoadedRun, load_run, preparation_of
 from train.mesh import MeshConfig
 from train.objectives.objective import RowObjective, WindowObjective
 from train.objectives.table import OBJECTIVES, check_data, fits, make_objective
+from train.options import refuse_given
 from train.perplexity import PerplexityMeter
 from train.rows_meter import RowsMeter
 from train.translate import Translator
 from train.translation_metrics import MISSING, is_installed
+
+
+_OF_TRANSLATIONS = ("sentences", "num_beams", "length_penalty", "picture")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class HeldOutConfig:
     max_length: int | None = None  # tokens a row, where the run scores rows; without it the run's
     target_length: int | None = None  # tokens of the target in a row; without it the run's
     too_long: Literal["refuse", "drop", "cut"] | None = None  # what has more; without it as the run has it
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there are any, in place of the run's own."""
+        return bool(self.path or self.source_path)
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
     others = []
     for run in arguments.against:
         other = _score(replace(arguments, run=run), console)
-        if other["digests"].get("references") != receipt["digests"].get("references"):
+        if not _same_data(receipt["digests"], other["digests"], arguments.data.is_named):
             raise ValueError(
                 f"{arguments.run} and {run} were scored on different data; name the same for both with "
                 "--data.source-path and --data.target-path, or --data.path"
@@ -113,8 +122,8 @@ def _score(arguments: Arguments, console: Console) -> dict[str, Any]:
         )
     objective = make_objective(run.config.objective)
     translates = objective.rows == "pairs"
-    if arguments.picture and not translates:
-        raise ValueError(f"a picture shows BLEU by source length, and {run.directory} translates nothing; leave it out")
+    if not translates:
+        refuse_given(arguments, _OF_TRANSLATIONS, f"is about translations, and {run.directory} translates nothing")
     if arguments.picture and not is_installed():
         raise ValueError(MISSING)
     if isinstance(objective, WindowObjective):
@@ -144,6 +153,14 @@ def _score(arguments: Arguments, console: Console) -> dict[str, Any]:
         console.say(f"{name}: {words}")
     console.say("digests: " + ", ".join(f"{name} {digest[:12]}" for name, digest in receipt["digests"].items()))
     return receipt
+
+
+def _same_data(digests: Mapping[str, str], others: Mapping[str, str], is_named: bool) -> bool:
+    """Whether two runs were scored on the same data; of text, whose digest changes with the tokenizer, if it was named."""
+    for name in ("references", "images"):
+        if name in digests:
+            return digests[name] == others.get(name)
+    return is_named or digests["text"] == others.get("text")
 
 
 def _compare(receipts: Mapping[str, Mapping[str, Any]], console: Console) -> None:
@@ -181,17 +198,13 @@ def _score_rows(
     run: LoadedRun, objective: RowObjective, arguments: Arguments, console: Console
 ) -> tuple[Dataset | ImageDataset, dict[str, Any]]:
     """What the objective reports of rows of text or of images."""
-    if arguments.window is not None or arguments.stride is not None:
-        raise ValueError(
-            "--window and --stride are for text that is scored in windows, and this run scores its rows; leave them out"
-        )
+    refuse_given(arguments, ("window", "stride"), f"is for text in windows, and {run.directory} is scored by rows")
     meter = RowsMeter(run.plan, objective, run.mesh, batch_size=arguments.batch_size, precision=arguments.precision)
     dataset = _dataset(run, arguments.data, console)
     rows, prepare = dataset.held_out_rows(objective.rows), preparation_of(objective, dataset)
-    if rows.left_out:
-        console.say(rows.left_out)
     with console.progress("scoring") as progress:
-        return dataset, meter.score(run.params, rows, prepare, progress=progress)
+        figures = meter.score(run.params, rows, prepare, progress=progress)
+    return dataset, figures | ({"left_out": rows.left_out} if rows.left_out else {})
 
 
 def _score_translations(
@@ -216,24 +229,23 @@ def _score_translations(
 def _dataset(run: LoadedRun, named: HeldOutConfig, console: Console) -> Dataset | ImageDataset:
     """What is named, or the run's own, as the held-out data of a dataset."""
     data = run.config.data
-    is_named = bool(named.path or named.source_path)
     fields_of_data = {field.name for field in fields(data)}
     for field in fields(named):
         if getattr(named, field.name) and field.name not in fields_of_data:
             kind = "images" if isinstance(data, ImagesConfig) else "text"
             option = field.name.replace("_", "-")
             raise ValueError(f"--data.{option} is not for {kind}, which {run.directory} is scored on; leave it out")
-    if not is_named and (options := [field.name for field in fields(named) if getattr(named, field.name)]):
+    if not named.is_named and (options := [field.name for field in fields(named) if getattr(named, field.name)]):
         option = options[0].replace("_", "-")
         raise ValueError(f"--data.{option} says how data are read, and none are named; name them with --data.path")
-    if not is_named and "held_out" not in run.record:
+    if not named.is_named and "held_out" not in run.record:
         raise ValueError(f"{run.directory} was not trained here and has no held-out data; name some with --data.path")
     with console.progress("reading the data") as progress:
         if isinstance(data, ImagesConfig):
             dataset = _images(run, data, named, progress)
         else:
             dataset = _text(run, data, named, progress)
-    if not is_named and dataset.valid.digest != run.record["held_out"]:
+    if not named.is_named and dataset.valid.digest != run.record["held_out"]:
         raise ValueError(
             f"the held-out data of {run.directory} are not what they were when it was trained; name the data with "
             "--data.path"
@@ -251,7 +263,7 @@ def _images(run: LoadedRun, data: ImagesConfig, named: HeldOutConfig, progress: 
 def _text(run: LoadedRun, data: DataConfig, named: HeldOutConfig, progress: Progress) -> Dataset:
     check_vocabulary(run.tokenizer, run.plan.config.vocab_size)
     classes = getattr(_numbered(run.config.model), "classes", ())
-    if not named.path and not named.source_path:
+    if not named.is_named:
         return Dataset(data, run.tokenizer, (), (), prepare_held_out(data, run.tokenizer, progress, classes))
     longest, most = max(named.max_length or 0, named.target_length or 0), run.plan.config.max_length
     if longest > most:

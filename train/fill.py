@@ -14,7 +14,7 @@ from data.tokenizers.marks import encode_marked
 from model.encoder import EncoderConfig
 from model.parameters import Params
 from model.sharding import axis_size
-from train.mesh import batch_sharding, replicated
+from train.mesh import place_rows, replicated
 from train.state import Blueprint
 
 
@@ -75,7 +75,7 @@ class Filler:
         texts = [self._read(prompt) for prompt in prompts]
         replicas = axis_size(self.mesh, "act_batch")
         (batch,) = source_batches(texts, -(-len(texts) // replicas) * replicas, self.config.max_length)
-        placed = (jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in (batch.tokens, batch.segments))
+        placed = (place_rows(self.mesh, x) for x in (batch.tokens, batch.segments))
         with jax.set_mesh(self.mesh):
             log_p, tokens = (np.asarray(x) for x in self._choose(self._params, *placed))
         filled = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import jax
@@ -24,11 +25,15 @@ from model.structures import kept_part
 from train.console import Console
 from train.fill import Filler
 from train.load import load_run
-from train.mesh import MeshConfig, batch_sharding
+from train.mesh import MeshConfig, place_rows
 from train.objectives.denoising import DenoisingConfig
+from train.options import refuse_given
 from train.state import Blueprint, blueprint
 from train.translate import Translator, decoder_start_id, encode_source
 
+# The options that have an effect only in some ways of writing.
+_DRAWING = ("temperature", "top_k", "top_p", "stop", "seed")
+_SEARCHING = ("num_beams", "length_penalty")
 _CHUNK = 16  # tokens a call of the compiled decoder: few enough to stream, many enough to keep Python out of the way
 _TEMPERATURE = 0.8  # at which decoders draw where none is given
 
@@ -107,6 +112,7 @@ def main(arguments: Arguments, console: Console) -> list[dict[str, Any]]:
 
 def _draw(writer: "Writer", arguments: Arguments, console: Console) -> list[Continuation]:
     """Shows continuations of prompts behind them, or translations that are drawn; a single one as it comes."""
+    refuse_given(arguments, _SEARCHING, "says how a translation is searched, and here tokens are drawn")
     sampling = Sampling(
         _TEMPERATURE if arguments.temperature is None else arguments.temperature, arguments.top_k, arguments.top_p
     )
@@ -129,6 +135,7 @@ def _draw(writer: "Writer", arguments: Arguments, console: Console) -> list[Cont
 
 def _translate(translator: Translator, begins: bool, arguments: Arguments, console: Console) -> list[Continuation]:
     """Shows the translation of each prompt."""
+    refuse_given(arguments, _DRAWING, "says how tokens are drawn, and without --temperature a translation is searched")
     sources = [
         encode_source(prompt, translator.tokenizer, translator.longest, begins=begins) for prompt in arguments.prompt
     ]
@@ -145,6 +152,8 @@ def _translate(translator: Translator, begins: bool, arguments: Arguments, conso
 
 def _fill(filler: Filler, arguments: Arguments, console: Console) -> list[Continuation]:
     """Shows each prompt with its masks filled, or what fits best in each mask."""
+    options = ("max_tokens", *_DRAWING, *_SEARCHING)
+    refuse_given(arguments, options, "says how text is written, and an encoder writes none but fills masks")
     continuations = []
     for prompt, filled in zip(arguments.prompt, filler.fill(arguments.prompt), strict=True):
         if arguments.show_probabilities:
@@ -315,10 +324,7 @@ class Writer:
 
     def _begin(self, batch: np.ndarray, lengths: np.ndarray, cache_length: int) -> Decoding:
         """Reads prompts, [rows, length], of which each row has `lengths` tokens."""
-
-        def place(x: np.ndarray) -> jax.Array:
-            return jax.device_put(x, batch_sharding(self.mesh, x.shape))
-
+        place = partial(place_rows, self.mesh)
         if self.continues:
             return start(self._model, self._layers, place(batch), place(lengths), cache_length=cache_length)
         segments = (np.arange(batch.shape[1]) < lengths[:, None]).astype(np.int32)

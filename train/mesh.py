@@ -81,6 +81,11 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def place_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """An array of this host, [rows, ...], on the mesh's devices."""
+    return jax.device_put(array, batch_sharding(mesh, array.shape))
+
+
 def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
     """The mesh in words: each axis, its size, what is split over it, and which key/value heads it replicates."""
     lying = {

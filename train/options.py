@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -92,6 +92,14 @@ def option_names(kind: Any) -> list[str]:
     with contextlib.redirect_stdout(messages), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], config=_TYRO)
     return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*", messages.getvalue())))
+
+
+def refuse_given(arguments: Any, names: Iterable[str], why: str) -> None:
+    """Refuses options of a command that would have no effect, where they are given; `why` says why not."""
+    defaults = {field.name: field.default for field in dataclasses.fields(arguments)}
+    for name in names:
+        if getattr(arguments, name) != defaults[name]:
+            raise ValueError(f"--{name.replace('_', '-')} {why}; leave it out")
 
 
 def _flag(help_text: str) -> Any:

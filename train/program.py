@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from model.distillation import FROZEN, DistillationConfig, student_from_teacher
 from model.parameters import Params
 from train.config import RunConfig
+from train.load import Source
 from train.mesh import batch_sharding, check_batch, replicated
 from train.objectives.objective import Objective
 from train.objectives.table import make_objective
@@ -87,22 +88,31 @@ class Program:
         with jax.set_mesh(self.mesh):
             return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(self.abstract, batch).compile()
 
-    def weights_of(self, source: Mapping[str, Any], report: Callable[[str], None]) -> Params:
+    def weights_of(self, source: Source, report: Callable[[str], None]) -> Params:
         """Of another model's weights those that this one has; `report` is told of what begins afresh or is left.
 
-        A distillation's are its teacher's. Raises ValueError where a weight has another shape.
+        A distillation's are its teacher's, and a head of other classes is left. Raises ValueError where a weight has
+        another shape.
         """
         declared = self.plan.declared
-        if isinstance(self.config.model, DistillationConfig):
-            source = {f"teacher.{name}": value for name, value in source.items()}
-        kept = {name: value for name, value in source.items() if name in declared}
+        prefix = "teacher." if isinstance(self.config.model, DistillationConfig) else ""
+        given = {prefix + name: value for name, value in source.params.items()}
+        # Classes without names, as imported models may have them, are told apart by their number alone.
+        field = "classes" if getattr(source.model, "classes", ()) else "num_classes"
+        other_classes = getattr(source.model, field, None) != getattr(self.config.model, field, None)
+        kept = {
+            name: value
+            for name, value in given.items()
+            if name in declared and not (other_classes and "classes" in declared[name].axes)
+        }
         for name, value in kept.items():
             if value.shape != declared[name].shape:
                 raise ValueError(
                     f"{name} has the shape {list(value.shape)} in the model that the run starts from, and "
                     f"{list(declared[name].shape)} in the recipe's; take a recipe of the same model"
                 )
-        for names, fate in ((declared.keys() - kept.keys(), "begin afresh"), (source.keys() - kept.keys(), "are left")):
+        fresh, left = declared.keys() - kept.keys(), given.keys() - declared.keys()
+        for names, fate in ((fresh, "begin afresh"), (left, "are left")):
             if names:
                 listed = ", ".join(sorted(names)[:4]) + (" and more" if len(names) > 4 else "")
                 report(f"of the weights, {listed} {fate}")

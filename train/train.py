@@ -66,7 +66,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     validate(config)
     config = resolve(with_classes(config))
     program = Program.of(config, make_mesh(config.mesh))
-    given = program.weights_of(source.params, console.say) if source else None
+    given = program.weights_of(source, console.say) if source else None
     if resumes:
         _refuse_other_configuration(run, config)
 
@@ -100,7 +100,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             step, items, record = 0, {}, {}
             if config.starts_from and resumes:  # it ended before its first checkpoint
                 source = load_source(config.starts_from, config.mesh, console.say)
-                given = program.weights_of(source.params, console.say)
+                given = program.weights_of(source, console.say)
             state = program.first_state(given)
         source = given = None  # frees the weights that it starts from
         agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))

@@ -20,7 +20,7 @@ from model.encoder_decoder import EncoderDecoderConfig
 from model.parameters import Params
 from model.recurrent import RecurrentConfig
 from model.sharding import axis_size
-from train.mesh import batch_sharding, replicated
+from train.mesh import place_rows, replicated
 from train.state import Blueprint
 
 LONGER = 50  # tokens that a translation may have more than its source (Vaswani et al. 2017)
@@ -84,14 +84,13 @@ class Translator:
             raise ValueError(f"max_tokens={most} must be between 1 and the model's max_length={self.longest}")
         found: dict[int, Translation] = {}
         waiting: tuple[np.ndarray, jax.Array] | None = None
+        place = partial(place_rows, self.mesh)
         with jax.set_mesh(self.mesh), jax.default_matmul_precision(self._matmul_precision):
             for batch in self._batches(sources, batch_size):
                 limits = np.ones(len(batch.tokens), np.int32)  # rows that hold no source are done at once
                 limits[: len(batch.numbers)] = batch.segments[: len(batch.numbers)].sum(1) + LONGER
                 tokens, _ = self._search(
-                    self._place(batch.tokens),
-                    self._place(batch.segments),
-                    self._place(np.minimum(limits, most)),
+                    *map(place, (batch.tokens, batch.segments, np.minimum(limits, most))),
                     self._start_id,
                     self.tokenizer.end_id,
                     beam=beam,
@@ -121,7 +120,7 @@ class Translator:
             targets[row, : len(translations[number].tokens)] = translations[number].tokens
         read = np.concatenate([np.full((len(targets), 1), self._start_id, np.int32), targets[:, :-1]], axis=1)
         with jax.set_mesh(self.mesh), jax.default_matmul_precision(self._matmul_precision):
-            placed = map(self._place, (batch.tokens, batch.segments, read, targets))
+            placed = (place_rows(self.mesh, x) for x in (batch.tokens, batch.segments, read, targets))
             log_p = np.asarray(self._log_p(self._params, *placed))
         rows = np.argsort(batch.numbers)
         return [
@@ -131,9 +130,6 @@ class Translator:
     def _batches(self, sources: Sequence[np.ndarray], batch_size: int) -> Iterator[SourceBatch]:
         replicas = axis_size(self.mesh, "act_batch")
         return source_batches(sources, -(-batch_size // replicas) * replicas, self.longest)
-
-    def _place(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, batch_sharding(self.mesh, array.shape))
 
     def _read(self, found: dict[int, Translation], result: tuple[np.ndarray, jax.Array] | None) -> None:
         """Adds what a batch's search found, once it is done."""

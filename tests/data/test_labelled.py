@@ -150,7 +150,7 @@ def test_a_label_that_is_none_of_the_models_classes(tmp_path, name, content, pla
     source = open_source(write(tmp_path / name, content), LABELLED)
     sentence = (
         f"{place} has the label 'x', which is not among the model's classes: ham, spam; correct the label, leave that "
-        f"out, or train a model with other --model.classes"
+        f"out, or train a new head for other --model.classes"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         read_labels(source, ("ham", "spam"))

@@ -1,5 +1,7 @@
 """Classification: torch's loss, sklearn's figures, for texts and images alike."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,11 @@ from flax import nnx
 from model.encoder import Encoder, EncoderConfig
 from model.parameters import merge, split
 from model.vision import Vision, VisionConfig
+from train.config import RunConfig, with_model
+from train.load import Source
+from train.mesh import MeshConfig, make_mesh
 from train.objectives.classify import Classify, ClassifyConfig, ClassifyImages, ClassifyImagesConfig, pixel_values
+from train.program import Program
 
 pytestmark = pytest.mark.core
 
@@ -144,3 +150,28 @@ def test_a_key_drops_and_padding_is_not_seen(case):
 def test_smoothing_that_means_nothing_is_refused(smoothing):
     with pytest.raises(ValueError, match=f"objective.label_smoothing={smoothing} must be at least 0 and less than 1"):
         ClassifyConfig(label_smoothing=smoothing).validate(8)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "begins_afresh"),
+    [
+        (("a", "b"), (), False),
+        (("a", "b"), ("a", "b"), False),
+        (("a", "b"), ("b", "a"), True),
+        (("a", "b"), ("a", "b", "c"), True),
+        ((), ("a", "b"), False),  # unnamed, as many imported ones
+        ((), ("a", "b", "c"), True),
+    ],
+)
+def test_a_head_for_other_classes_begins_afresh(found, wanted, begins_afresh):
+    source = replace(TEXTS, num_classes=2, classes=found)
+    params = split(Encoder(source, nnx.Rngs(params=jax.random.key(0))))[1]
+    model = replace(TEXTS, num_classes=len(wanted) or 2, classes=wanted)
+    config = with_model(RunConfig(name="x", model=model, objective=ClassifyConfig()), source)
+    said: list[str] = []
+    kept = Program.of(config, make_mesh(MeshConfig())).weights_of(Source(source, params), said.append)
+    head = {"classifier.weight", "classifier.bias"}
+    assert params.keys() - kept.keys() == (head if begins_afresh else set())
+    expected = ["of the weights, classifier.bias, classifier.weight begin afresh"] if begins_afresh else []
+    assert said == expected
+    assert config.model.classes == (wanted or found)

@@ -156,7 +156,7 @@ def test_runs_that_were_scored_on_other_pairs_are_not_compared(run_dir, files, m
             {"data": HeldOutConfig(path="x", max_length=65)},
             "rows of 65 tokens are longer than the model's max_length=64",
         ),
-        ({"window": 8}, "--window and --stride are for text that is scored in windows, and this run scores its rows"),
+        ({"window": 8}, "--window is for text in windows, and .* is scored by rows; leave it out"),
         ({"picture": "nowhere/x.svg"}, "there is no folder for the picture nowhere/x.svg; make it, or name another"),
         ({"data": HeldOutConfig()}, "was not trained here and has no held-out data; name some with --data.path"),
         ({"data": HeldOutConfig(label_column="a")}, "--data.label-column says how data are read, and none are named"),
@@ -168,8 +168,10 @@ def test_what_cannot_be_scored_is_refused(run_dir, files, options, sentence):
 
 
 def test_a_picture_is_of_translations(uninterrupted):
-    with pytest.raises(ValueError, match=r"a picture shows BLEU by source length, and .* translates nothing; leave it"):
+    with pytest.raises(ValueError, match=r"--picture is about translations, and .* translates nothing; leave it"):
         evaluate(Arguments(uninterrupted[0].run_dir, picture="x.svg"), Console())
+    with pytest.raises(ValueError, match=r"--num-beams is about translations"):
+        evaluate(Arguments(uninterrupted[0].run_dir, num_beams=2), Console())
 
 
 @pytest.mark.core

@@ -255,8 +255,9 @@ def test_the_command_translates(model, masking, write_run, capsys):
 def test_what_learned_to_denoise_reads_sources_from_the_start_token_on(masking, write_run, capsys):
     """And masks as such. With a temperature it draws, which greedily is a search with one beam."""
     run_dir = write_run(PAIRS, masking, objective=DenoisingConfig())
-    arguments = Arguments(run_dir, ("the [MASK] of",), max_tokens=6, num_beams=1)
-    (found,), (drawn,) = (generate(asked, Console()) for asked in (arguments, replace(arguments, temperature=0)))
+    arguments = Arguments(run_dir, ("the [MASK] of",), max_tokens=6)
+    ways = ({"num_beams": 1}, {"temperature": 0})
+    (found,), (drawn,) = (generate(replace(arguments, **way), Console()) for way in ways)
     assert capsys.readouterr().out == f"{found['text']}\n{drawn['text']}\n", "sources are not shown"
     run = load_run(run_dir)
     start, mask, end = ([masking.special(role)] for role in ("start", "mask", "end"))
@@ -324,6 +325,9 @@ def runs(uninterrupted, encoder, masking, write_run) -> dict[str, str]:
         ("pairs", ["x" * 40], {"temperature": 1.0}, "the source has 41 tokens"),
         ("pairs", ["x"], {"num_beams": 0}, "num_beams=0 must be at least 1"),
         ("recurrent", ["x"], {"temperature": 1.0}, "a recurrent model only searches, and draws no tokens; leave"),
+        ("decoder", ["x"], {"num_beams": 2}, "--num-beams says how a translation is searched, and here tokens are drawn"),
+        ("pairs", ["x"], {"top_k": 5}, "--top-k says how tokens are drawn, and without --temperature a translation is"),
+        ("encoder", ["a [MASK]"], {"max_tokens": 5}, "--max-tokens says how text is written, and an encoder writes"),
         ("vision", ["x"], {}, "holds a model that reads images, and a prompt is text; name the run of a decoder"),
     ],
 )

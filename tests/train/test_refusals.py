@@ -171,14 +171,6 @@ CLASSIFY = "train classify --data.tokenizer bytes --data.label-column kind"
             f"{CLASSIFY} --from <classifier> --data.path <other.tsv>",
             "has the label 'phish', which is not among the model's classes: ham, spam; correct the label",
         ),
-        (
-            f"{CLASSIFY} --from <classifier> --data.path <other.tsv> --model.classes ham phish",
-            "model.classes=ham phish are not those of the model that --from names, ham spam; leave --model.classes out",
-        ),
-        (
-            f"{CLASSIFY} --from <imported_classifier> --data.path <three.tsv>",
-            r"^classifier\S* has the shape .* same model",
-        ),
         ("train distilbert_tiny", "objective.teacher is empty; pass --objective.teacher RUN"),
         ("train distilbert_tiny --objective.teacher <decoder>", "of the kind Decoder, and teachers are encoders; na"),
         (
