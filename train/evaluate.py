@@ -23,7 +23,6 @@ from train.rows_meter import RowsMeter
 from train.translate import Translator
 from train.translation_metrics import MISSING, is_installed
 
-
 _OF_TRANSLATIONS = ("sentences", "num_beams", "length_penalty", "picture")
 
 
@@ -156,7 +155,7 @@ def _score(arguments: Arguments, console: Console) -> dict[str, Any]:
 
 
 def _same_data(digests: Mapping[str, str], others: Mapping[str, str], is_named: bool) -> bool:
-    """Whether two runs were scored on the same data; of text, whose digest changes with the tokenizer, if it was named."""
+    """Whether two runs were scored on the same data: what was named for both, or has the same digest."""
     for name in ("references", "images"):
         if name in digests:
             return digests[name] == others.get(name)

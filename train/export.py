@@ -34,7 +34,9 @@ from model.families.weights import Layout
 from model.parameters import Declaration, Skeleton, merge
 from model.presets import Family, constants_of, family_of, family_of_architecture, renamed_in
 from model.structures import STRUCTURES, ModelConfig
+from model.vision import VisionConfig
 from train.hugging_face import DTYPES, INDEX_FILE, WEIGHTS_FILE, HuggingFaceFolder
+from train.pixels import PREPROCESSOR_FILE, check_preprocessor, to_preprocessor
 from train.state import blueprint
 
 RECEIPT_FILE = "jumok_receipt.json"
@@ -87,6 +89,8 @@ def export_folder(
     constants = constants_of(family, config)
     stored_as = _export_dtype(params, dtype)
     files, token_ids = _text_side(tokenizer_folder, config)
+    if isinstance(config, VisionConfig):
+        files[PREPROCESSOR_FILE] = _encoded(to_preprocessor(config))
 
     with _appearing(target) as draft:
         values = {
@@ -141,6 +145,8 @@ def _import(source: HuggingFaceFolder, progress: Progress | None):
     if values.get("model_type", family.MODEL_TYPE) != family.MODEL_TYPE:
         raise ValueError(f"config.json: model_type={values['model_type']} is not {values['architectures'][0]}'s")
     config = family.from_hugging_face_config(values)
+    if isinstance(config, VisionConfig) and source.has(PREPROCESSOR_FILE):
+        check_preprocessor(source.json(PREPROCESSOR_FILE), config.channels)
     carried = _carried(source, values)
     layout = _layout(family, config, blueprint(config).declared)
     stored_names = _matched(source, family, config, layout)

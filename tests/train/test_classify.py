@@ -14,7 +14,8 @@ from model.vision import Vision, VisionConfig
 from train.config import RunConfig, with_model
 from train.load import Source
 from train.mesh import MeshConfig, make_mesh
-from train.objectives.classify import Classify, ClassifyConfig, ClassifyImages, ClassifyImagesConfig, pixel_values
+from train.objectives.classify import Classify, ClassifyConfig, ClassifyImages, ClassifyImagesConfig
+from train.pixels import pixel_values
 from train.program import Program
 
 pytestmark = pytest.mark.core
@@ -128,12 +129,6 @@ def test_figures_are_sklearns(case, figures):
     macro = metrics.f1_score(batch["labels"], predicted, labels=range(5), average="macro", zero_division=0)
     assert figures["macro_f1"] == pytest.approx(macro)
     assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(batch["labels"], predicted))
-
-
-def test_bytes_become_values_from_minus_one_to_one():
-    values = pixel_values(jnp.array([0, 51, 255], jnp.uint8))
-    assert values.dtype == jnp.float32
-    np.testing.assert_allclose(values, [-1, -0.6, 1], rtol=1e-6)
 
 
 def test_a_key_drops_and_padding_is_not_seen(case):

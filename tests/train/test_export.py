@@ -742,3 +742,14 @@ def test_a_link_out_of_the_folder_is_refused(name: str, gpt2_folder: Path, tmp_p
 def test_code_that_a_tokenizer_asks_for_is_refused(gpt2_folder: Path):
     (gpt2_folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["x.Y", null]}}')
     refused(gpt2_folder, "tokenizer_config.json: auto_map asks for code from the folder")
+
+
+def test_a_folder_says_what_becomes_of_an_images_bytes(tmp_path: Path):
+    folder = tmp_path / "vit"
+    export_folder(random_params(VIT), VIT, None, folder)
+    file = folder / "preprocessor_config.json"
+    values = json.loads(file.read_text())
+    assert values["size"] == {"height": 32, "width": 32}
+    file.write_text(json.dumps(values | {"image_std": [0.2, 0.2, 0.2]}))
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: image_std=.* is not \[0.5, 0.5, 0.5\], by which"):
+        import_folder(folder)

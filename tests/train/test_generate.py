@@ -325,7 +325,12 @@ def runs(uninterrupted, encoder, masking, write_run) -> dict[str, str]:
         ("pairs", ["x" * 40], {"temperature": 1.0}, "the source has 41 tokens"),
         ("pairs", ["x"], {"num_beams": 0}, "num_beams=0 must be at least 1"),
         ("recurrent", ["x"], {"temperature": 1.0}, "a recurrent model only searches, and draws no tokens; leave"),
-        ("decoder", ["x"], {"num_beams": 2}, "--num-beams says how a translation is searched, and here tokens are drawn"),
+        (
+            "decoder",
+            ["x"],
+            {"num_beams": 2},
+            "--num-beams says how a translation is searched, and here tokens are drawn",
+        ),
         ("pairs", ["x"], {"top_k": 5}, "--top-k says how tokens are drawn, and without --temperature a translation is"),
         ("encoder", ["a [MASK]"], {"max_tokens": 5}, "--max-tokens says how text is written, and an encoder writes"),
         ("vision", ["x"], {}, "holds a model that reads images, and a prompt is text; name the run of a decoder"),

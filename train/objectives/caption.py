@@ -13,9 +13,9 @@ import numpy as np
 
 from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
-from train.objectives.classify import pixel_values
 from train.objectives.cross_entropy import cross_entropy
 from train.objectives.objective import DeviceBatch
+from train.pixels import pixel_values
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
 from train.objectives.cross_entropy import cross_entropy
 from train.objectives.objective import DeviceBatch
+from train.pixels import pixel_values
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,6 @@ class ClassifyImages(Classify):
 
     def _hidden(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
         return model.hidden(pixel_values(batch["images"]), key=key)[0]
-
-
-def pixel_values(images_BHWC: jax.Array) -> jax.Array:
-    """Images of bytes as float32 from -1 to 1, which a model rounds to its compute dtype."""
-    return images_BHWC.astype(jnp.float32) / 127.5 - 1
 
 
 @jax.named_scope("loss")
