@@ -97,6 +97,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute dtype; auto: bfloat16 on accelerators
     deterministic: bool = _operational(False)  # bit-equal repetition on GPUs too, slower
     nonfinite_limit: int = _operational(20)  # steps in a row without finite gradients that end the run
+    hang_seconds: float = _operational(60.0)  # a step of more, and of 3 times the median, ends the run (0: never)
     init_from: Annotated[str | None, tyro.conf.arg(name="from")] = (
         None  # RUN or Hugging Face folder whose model, tokenizer and weights it starts from
     )
@@ -122,6 +123,7 @@ _LEAST = {
     "batch_size": 1,
     "micro_batches": 1,
     "nonfinite_limit": 1,
+    "hang_seconds": 0,
     "log.every": 1,
     "evaluate.every": 0,
     "evaluate.tokens": 0,

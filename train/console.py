@@ -24,11 +24,13 @@ class Console:
     """Shows text, tables and progress, on terminals and, without control codes, in files.
 
     Attributes:
+        began: when the command began, in Unix seconds: before JAX was imported.
         quiet: shows nothing, as of many processes all but the first should.
         write_traceback: keeps the traceback of a failure, and returns where; a run keeps them in its own folder.
     """
 
     def __init__(self) -> None:
+        self.began = time.time()
         self.quiet = False
         self.write_traceback: Callable[[str], os.PathLike[str]] = _into_the_cache
 

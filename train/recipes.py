@@ -305,7 +305,7 @@ def _llama(model_dim: int, **fields: Any) -> DecoderConfig:
 
 def _bert(**fields: Any) -> EncoderConfig:
     """A small BERT."""
-    sizes = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "vocab_size": 2048, "max_length": 128}
+    sizes: dict[str, Any] = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "vocab_size": 2048, "max_length": 128}
     return EncoderConfig(**sizes | fields)
 
 

@@ -21,6 +21,8 @@ from train.metrics import Metrics, ProgressLine
 from train.program import Program, tokens_per_row
 from train.run_directory import RunDirectory
 from train.step import Metrics as StepMetrics
+from train.time_use import TimeUse
+from train.watchdog import Watchdog
 
 # TensorBoard names of the step's metrics that are not simply "learning/" and their own.
 _CURVES = {"learning_rate": "learning/current_learning_rate"}
@@ -127,9 +129,20 @@ def step_bytes(compiled: Any) -> int:
 class StepReport:
     """Logs a step once the next one is under way, so that the devices never wait for the host to read numbers."""
 
-    def __init__(self, config: RunConfig, row: Batch, metrics: Metrics, line: ProgressLine, start: int, examples: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        row: Batch,
+        metrics: Metrics,
+        line: ProgressLine,
+        watchdog: Watchdog,
+        time_use: TimeUse,
+        start: int,
+        examples: int,
+    ):
         self.tokens_a_row = tokens_per_row(config.model, row)
         self._config, self._metrics, self._line = config, metrics, line
+        self._watchdog, self._time_use = watchdog, time_use
         self._waiting: tuple[int, StepMetrics] | None = None
         self._row: dict[str, Any] | None = None
         self._clock = (start, time.monotonic())
@@ -165,7 +178,8 @@ class StepReport:
         row, self._row = self._row, None
         if row is None:
             return
-        self._metrics.log(row | {f"eval/{name}": value for name, value in (evaluation or {}).items()})
+        evaluated = {f"eval/{name}": value for name, value in (evaluation or {}).items()}
+        self._metrics.log(row | evaluated | self._time_use.curves())
         if evaluation:
             self._line.note(f"step {row['step']}: held-out data: {summary(evaluation)}")
         if row["learning/nonfinite_in_row"] >= self._config.nonfinite_limit:
@@ -186,6 +200,7 @@ class StepReport:
         host = {name: value.item() for name, value in jax.device_get(metrics).items()}
         before, self._clock = self._clock, (step, time.monotonic())
         seconds = (self._clock[1] - before[1]) / max(1, step - before[0])
+        self._watchdog.ended(step, seconds)
         rate = self._tokens / seconds / jax.device_count()
         utilisation = mfu(rate, self._flops, self._peak)
         self.loss = host["loss"]

@@ -46,6 +46,8 @@ from train.report import Profile, StepReport, announce, describe_mixture, drawn
 from train.run_directory import RunDirectory
 from train.signals import Stopped, StopRequest
 from train.state import TrainState
+from train.time_use import TimeUse
+from train.watchdog import Watchdog
 
 
 def main(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
     What is refused (ValueError) is refused before anything is written in the run directory.
     """
+    time_use = TimeUse(console.began)
     join(config.cluster)
     console.quiet = console.quiet or jax.process_index() > 0
     run = RunDirectory(config.folder)
@@ -96,6 +99,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             step, items, record = newest
             state = TrainState(**items["progress"], params=items["params"], opt_state=items["opt_state"])
             _refuse_other_data(record, dataset, config)
+            if "time" in record:  # which checkpoints of earlier versions lack
+                time_use.go_on_from(record["time"])
         else:
             step, items, record = 0, {}, {}
             if config.starts_from and resumes:  # it ended before its first checkpoint
@@ -110,7 +115,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             return _result(run, config, record, loader)
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
-        with console.progress("compiling the step"):
+        with console.progress("compiling the step"), time_use.of("compile"):
             row = {name: array[0] for name, array in loader.rows_for(0, range(1)).items()}
             compiled = program.compile_step(row)
         announce(
@@ -131,13 +136,14 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
         begin = int(state.examples_seen)
-        report = StepReport(config, row, metrics, line, step, begin)
+        watchdog = open_things.enter_context(Watchdog(run, config.hang_seconds))
+        report = StepReport(config, row, metrics, line, watchdog, time_use, step, begin)
         held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
 
         def evaluate(params: Params, limit: int) -> dict[str, Any]:
             """The figures of the held-out data; none where a signal breaks the evaluation off."""
-            with suppress(Stopped):
+            with suppress(Stopped), watchdog.pause(), time_use.of("evaluation"):
                 return held_out.score(params, limit, stop_request.break_off)
             return {}
 
@@ -145,8 +151,11 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             return place_batch(program.mesh, config.batch_size, lambda places: loader.rows_for(position, places))
 
         positions = range(begin, begin + (last - step) * config.batch_size, config.batch_size)
-        for position, batch in zip(positions, prefetch(make_batch, positions), strict=True):
+        open_things.enter_context(time_use.of("steps"))
+        batches = time_use.waiting("data", prefetch(make_batch, positions))
+        for position, batch in zip(positions, batches, strict=True):
             step += 1
+            watchdog.begins(step)
             with profile.of(step):
                 state, step_metrics = compiled(state, batch)
             report.after(step, step_metrics)
@@ -162,9 +171,11 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                     stopped = stop_request.heard
                 report.write(figures)
                 if stopped or step == last or step % config.checkpoint.every == 0:
-                    metrics.flush()  # rows up to a step are durable before its checkpoint commits
-                    record = _record(config, dataset, report, step, position + config.batch_size, figures)
-                    checkpoints.save(step, _items(state), record)
+                    with watchdog.pause(), time_use.of("checkpoint"):
+                        metrics.flush()  # rows up to a step are durable before its checkpoint commits
+                        seen = position + config.batch_size
+                        record = _record(config, dataset, report, time_use, step, seen, figures)
+                        checkpoints.save(step, _items(state), record)
                 report.restart_clock()
             if stopped:
                 checkpoints.wait()
@@ -174,6 +185,7 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         if config.evaluate.tokens:  # the curve was drawn on a part of the held-out text; at the end all of it counts
             record |= {"figures": evaluate(state.params, 0)}
         stop_request.break_off()
+        console.say(f"where the time went: {time_use.summary()}")
 
     params = state.params
     del state, items  # the sample needs no optimizer
@@ -193,6 +205,7 @@ def _record(
     config: RunConfig,
     dataset: Dataset | ImageDataset,
     report: StepReport,
+    time_use: TimeUse,
     step: int,
     examples_seen: int,
     figures: dict[str, Any],
@@ -209,6 +222,7 @@ def _record(
         "tokenizer": dataset.tokenizer.digest if dataset.tokenizer else None,
         "evaluation": next(iter(figures.values()), None),
         "figures": figures,
+        "time": time_use.record(),
     }
 
 

@@ -169,4 +169,5 @@ def test_a_head_for_other_classes_begins_afresh(found, wanted, begins_afresh):
     assert params.keys() - kept.keys() == (head if begins_afresh else set())
     expected = ["of the weights, classifier.bias, classifier.weight begin afresh"] if begins_afresh else []
     assert said == expected
+    assert isinstance(config.model, EncoderConfig)
     assert config.model.classes == (wanted or found)

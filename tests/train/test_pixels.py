@@ -1,6 +1,7 @@
 """What an image's bytes become, here and in transformers, which is told of it by a file."""
 
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from train.pixels import check_preprocessor, pixel_values, to_preprocessor
 
 pytestmark = pytest.mark.core
 
-SIZES = {"num_layers": 1, "model_dim": 16, "num_heads": 2, "image_size": 32, "patch_size": 8}
+SIZES: dict[str, Any] = {"num_layers": 1, "model_dim": 16, "num_heads": 2, "image_size": 32, "patch_size": 8}
 
 
 def test_bytes_become_values_from_minus_one_to_one():
