@@ -2,6 +2,7 @@
 #
 #   make train EXTRA=cuda        on NVIDIA GPUs (cuda12 for older drivers), EXTRA=tpu on TPUs
 #   make test TESTS="-k resume"  a part of the tests
+#   make drill KILLS=200         the long form: half an hour
 #   make lock UPGRADE=--upgrade  newer versions of everything
 
 .DEFAULT_GOAL := help
@@ -11,19 +12,21 @@ UV ?= uv
 VENV ?= .venv
 EXTRA ?=
 TESTS ?=
+KILLS ?= 10
 UPGRADE ?=
 
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed$(if $(EXTRA),-$(EXTRA))
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help train test lint bench lock clean
+.PHONY: help train test lint bench drill lock clean
 
 help:
 	@echo "make train   train the default recipe on the devices present (EXTRA=cuda or tpu installs for them)"
 	@echo "make test    run the tests on CPU"
 	@echo "make lint    check format, lint and types"
 	@echo "make bench   measure training, decoding and loading"
+	@echo "make drill   kill a run again and again, and see that nothing is lost"
 	@echo "make lock    resolve the locked requirements again (needs uv)"
 	@echo "make clean   remove environments and caches (runs/ stays)"
 
@@ -40,6 +43,9 @@ lint: $(INSTALLED_DEV)
 
 bench: $(INSTALLED)
 	$(RUN)/python tests/benchmarks/bench.py
+
+drill: $(INSTALLED)
+	$(RUN)/python tests/drill/kill.py --kills $(KILLS)
 
 # One resolution serves every Python from 3.11 on: where a newer Python has newer packages, the lock forks by markers.
 lock:

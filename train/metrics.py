@@ -78,6 +78,13 @@ class Metrics:
         self.close()
 
 
+def first_row(path: epath.Path) -> dict[str, Any] | None:
+    """The first row of a metrics.jsonl; None where there is no whole one."""
+    data = path.read_bytes() if path.exists() else b""
+    end, _ = _end_of_rows(data[: data.find(b"\n") + 1], sys.maxsize)
+    return json.loads(data[:end]) if end else None
+
+
 class _LocalRows:
     """Rows of a file that can be appended to and synced."""
 

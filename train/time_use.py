@@ -16,6 +16,7 @@ Part = Literal[
 ]
 Item = TypeVar("Item")
 _NONE: Any = object()
+_CURVE = "time/"
 
 
 class TimeUse:
@@ -36,6 +37,11 @@ class TimeUse:
         for part, seconds in record["seconds"].items():
             self._seconds[part] += seconds
         self._seconds["lost"] += max(0.0, self._began - record["until"])  # clocks may be set back
+
+    def go_on_without_checkpoint(self, row: Mapping[str, Any]) -> None:
+        """Counts all since the run's first start as lost: `row` is any that it logged, of which nothing was kept."""
+        spent = sum(value for name, value in row.items() if name.startswith(_CURVE))
+        self.go_on_from({"seconds": {}, "until": row["time"] - spent})
 
     @contextlib.contextmanager
     def of(self, part: Part) -> Iterator[None]:
@@ -68,7 +74,7 @@ class TimeUse:
     def curves(self) -> dict[str, float]:
         """The seconds of each part, and the share of the productive one, under TensorBoard's names."""
         seconds = self.seconds()
-        curves = {f"time/{part}_seconds": value for part, value in seconds.items()}
+        curves = {f"{_CURVE}{part}_seconds": value for part, value in seconds.items()}
         return {"perf/goodput": seconds["steps"] / max(1e-9, sum(seconds.values())), **curves}
 
     def summary(self) -> str:

@@ -38,7 +38,7 @@ from train.generate import Writer, read_prompt, room_after
 from train.held_out import HeldOut, summary
 from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
 from train.mesh import make_mesh, place_batch
-from train.metrics import Metrics, ProgressLine
+from train.metrics import Metrics, ProgressLine, first_row
 from train.objectives.objective import WindowObjective
 from train.perplexity import unigram_score
 from train.program import Program
@@ -133,6 +133,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             run.write_config(to_json(config))
 
         stop_request = open_things.enter_context(StopRequest())
+        if resumes and not newest and (row_before := first_row(run.metrics)):
+            time_use.go_on_without_checkpoint(row_before)
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
         begin = int(state.examples_seen)
