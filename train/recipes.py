@@ -264,6 +264,9 @@ def translation(name: str) -> RunConfig:
 
     jumok train transformer-tiny --data.source-path train.en --data.target-path train.de \
         --data.valid-source-path val.en --data.valid-target-path val.de
+
+    Reached on two cores with the 29,000 pairs of Multi30k, English to German, BLEU of test_2016_flickr by four beams:
+    transformer-tiny 38.0 in 23 minutes; in 12 lstm-attention-tiny 30.9, and lstm-tiny, without attention, 16.4.
     """
     model = PRESETS[name]
     if not isinstance(model, RecurrentConfig):

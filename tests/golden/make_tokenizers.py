@@ -5,7 +5,7 @@ whose training makes other tokenizers of the same kinds every time.
 """
 
 import json
-import sys
+import runpy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer
 
 GOLDEN = Path(__file__).resolve().parent
-sys.path.insert(0, str(GOLDEN.parent / "data"))
-from conftest import TRICKY  # noqa: E402
 
 TEXTS = [
-    *TRICKY,
+    *runpy.run_path(str(GOLDEN.parent / "data" / "conftest.py"))["TRICKY"],
     "</s> [MASK] <s> <|endoftext|> [UNK] <0x41> <mask> <unk><pad> <|end_of_text|>",
     "I don't think we'll see 1234567 'quoted' words, e.g. U.S. prices at $5.00 (or 3,50 €)!",
     "ΑΣ ΟΔΟΣ İstanbul ǅ x\u0301\u0323 ａｂｃ① 中文字符。",
