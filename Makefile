@@ -2,7 +2,7 @@
 #
 #   make train EXTRA=cuda        on NVIDIA GPUs (cuda12 for older drivers), EXTRA=tpu on TPUs
 #   make test TESTS="-k resume"  a part of the tests
-#   make drill KILLS=200         the long form: half an hour
+#   make drill KILLS=200 DAMAGES=200   the long form: half an hour
 #   make lock UPGRADE=--upgrade  newer versions of everything
 
 .DEFAULT_GOAL := help
@@ -13,6 +13,7 @@ VENV ?= .venv
 EXTRA ?=
 TESTS ?=
 KILLS ?= 10
+DAMAGES ?= 20
 UPGRADE ?=
 
 RUN := $(VENV)/bin
@@ -26,7 +27,7 @@ help:
 	@echo "make test    run the tests on CPU"
 	@echo "make lint    check format, lint and types"
 	@echo "make bench   measure training, decoding and loading"
-	@echo "make drill   kill a run again and again, and see that nothing is lost"
+	@echo "make drill   kill a run again and again, damage its checkpoints, and see that nothing is lost"
 	@echo "make lock    resolve the locked requirements again (needs uv)"
 	@echo "make clean   remove environments and caches (runs/ stays)"
 
@@ -46,6 +47,7 @@ bench: $(INSTALLED)
 
 drill: $(INSTALLED)
 	$(RUN)/python tests/drill/kill.py --kills $(KILLS)
+	$(RUN)/python tests/drill/damage.py --times $(DAMAGES)
 
 # One resolution serves every Python from 3.11 on: where a newer Python has newer packages, the lock forks by markers.
 lock:

@@ -12,10 +12,14 @@ A step's folder is there whole or not at all, so its name alone says that it was
 """
 
 import concurrent.futures
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +32,7 @@ import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from train.run_directory import first_line, is_local, is_step, json_text
+from train.run_directory import StorageError, first_line, is_local, is_step, json_text
 
 FORMAT = 1
 
@@ -48,17 +52,18 @@ class CheckpointConfig:
     """When a checkpoint is written, in steps, and which are kept.
 
     Kept are the last `keep_last`, the best `keep_best` by evaluation, and each whose step is a multiple of
-    `keep_every` (0: none).
+    `keep_every` (0: none). The run goes on while no more than `failures` saves in a row fail, but for its last one.
     """
 
     every: int = _operational(1000)
     keep_last: int = _operational(3)
     keep_best: int = _operational(1)
     keep_every: int = _operational(0)
+    failures: int = _operational(0)
 
     def validate(self) -> None:
         """Raises ValueError for numbers that mean nothing."""
-        for name, least in {"every": 1, "keep_last": 1, "keep_best": 0, "keep_every": 0}.items():
+        for name, least in {"every": 1, "keep_last": 1, "keep_best": 0, "keep_every": 0, "failures": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -79,49 +84,66 @@ class Checkpoints:
 
     Args:
         folder: RUN/checkpoints, local or of an object store; made by the first save.
-        config: which checkpoints are kept.
+        config: which checkpoints are kept, and how many saves may fail.
         writer: whether to save here, as the only one that does. The leftovers of killed saves and of interrupted
             deletions are then removed.
+        report: gets a sentence for each checkpoint that is skipped, and for each failed save that is tolerated.
     """
 
-    def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None, *, writer: bool = False):
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        config: CheckpointConfig | None = None,
+        *,
+        writer: bool = False,
+        report: Callable[[str], None] = lambda sentence: None,
+    ):
         folder = epath.Path(folder)
         self._folder = epath.Path(os.path.abspath(folder)) if is_local(folder) else folder  # as Orbax demands
         self._config = config or CheckpointConfig()
         self._config.validate()
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler()) if writer else None
+        self._report = report
+        self._writer = writer
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: concurrent.futures.Future[None] | None = None
+        self._failures = 0  # of saves, in a row
         self._intact: set[int] = set()  # seen whole by this object: saved, or restored in full
         self._damaged: set[int] = set()
-        logging.getLogger("absl").addFilter(_is_news)
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).addFilter(_is_news)
         if writer and jax.process_index() == 0:
             self._remove_leftovers()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.close()
+        except StorageError as error:
+            if kind is None:
+                raise
+            self._report(str(error))  # beside what ends the run, which is raised
 
     def steps(self) -> list[int]:
         """The committed steps, ascending; whether they verify is for `restore` to find."""
         return sorted(int(path.name) for path in self._listing() if is_step(path.name) and self._is_committed(path))
 
-    def save(self, step: int, items: Items, record: dict[str, Any]) -> None:
+    def save(self, step: int, items: Items, record: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
         """Saves in the background; on return the arrays may be donated.
 
-        An earlier save is waited for, and its error raised. A step that was seen whole is left as it is; a damaged one
-        is replaced.
+        An earlier save is waited for, as by `check`; that this one fails is for the next `check`, `save` or `wait` to
+        say. A step that was seen whole is left as it is; a damaged one is replaced.
 
         Args:
             step: completed updates; the folder's name.
             items: pytrees of arrays by name; each can be restored without the others.
             record: plain values; "evaluation", in nats per token, decides which checkpoint is best.
+            first: makes durable what has to be so before this commits; where it raises OSError, the save has failed.
         """
-        if self._orbax is None:
+        if not self._writer:
             raise RuntimeError("these checkpoints were opened for reading")
-        self.wait()
+        self._settle()
         if step in self._intact:
             return
         trees = {item: _flatten(tree) for item, tree in items.items()}
@@ -135,34 +157,45 @@ class Checkpoints:
         manifest = json.loads(json_text({"format": FORMAT, "step": step, "record": record, "arrays": arrays}))
         manifest["sha256"] = _sha256(manifest)
         saved = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
+        # One for each save: after a failure Orbax would raise what is left of it at the next. Folders are made at once:
+        # made in the background, where they cannot be, five minutes of other threads' waiting for them keep the process
+        # from ending.
+        orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._orbax.save(
+            self._prepare(first, _written_bytes(trees))
+            orbax.save(
                 self._path(step), ocp.args.Composite(**saved, **{_MANIFEST: ocp.args.JsonSave(manifest)}), force=True
             )
         except (OSError, ValueError) as error:
-            raise RuntimeError(_failed_save(step, error)) from error
-        self._saving = self._thread.submit(self._finish, step, self._orbax)
+            self._saving = concurrent.futures.Future()
+            self._saving.set_exception(self._failed(step, error))
+        else:
+            self._saving = self._thread.submit(self._finish, step, orbax)
 
     def check(self) -> None:
-        """Raises the error of a save that has failed in the background. Cheap: for every step."""
+        """Raises the error of a save that has failed in the background, or reports it, where it is tolerated.
+
+        Cheap: for every step.
+        """
         if self._saving is not None and self._saving.done():
-            self.wait()
+            self._settle()
 
     def wait(self) -> None:
-        """Waits until the save that runs is committed, and older ones are deleted; raises its error."""
+        """Waits until the save that runs is committed, and older ones are deleted; raises its error, StorageError."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
+            self._failures = 0
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
+        """Waits, and ends the background thread."""
         try:
             self.wait()
         finally:
             self._thread.shutdown()
-            if self._orbax is not None:
-                self._orbax.close()
 
     def record(self, step: int) -> dict[str, Any]:
         """The record saved with a step, without reading its arrays; raises DamagedCheckpoint."""
@@ -208,14 +241,11 @@ class Checkpoints:
             for item, tree in wanted.items()
         }
 
-    def newest(
-        self, abstract: Items, report: Callable[[str], None] = lambda sentence: None
-    ) -> tuple[int, Items, dict[str, Any]] | None:
+    def newest(self, abstract: Items) -> tuple[int, Items, dict[str, Any]] | None:
         """The newest step that verifies, its items and its record; None where nothing was saved.
 
         Args:
             abstract: as for `restore`.
-            report: gets a sentence for each step that is skipped.
 
         Raises:
             ValueError: there are checkpoints, and none verifies.
@@ -227,7 +257,7 @@ class Checkpoints:
             except DamagedCheckpoint as damage:
                 self._damaged.add(step)
                 reasons.append(f"{step}: {damage.reason}")
-                report(f"skipped {damage}")
+                self._report(f"skipped {damage}")
         if reasons:
             raise ValueError(f"no checkpoint in {self._folder} can be used ({'; '.join(reasons)})")
         return None
@@ -269,16 +299,11 @@ class Checkpoints:
             try:
                 arrays[item][name] = _read_array(self._path(step) / item, name, wanted[item][name])
             except (ValueError, LookupError, OSError, NotImplementedError) as error:
-                reason = first_line(error).split(" [tensorstore_spec=")[0]
-                damage = DamagedCheckpoint(step, f"{item}/{name} cannot be read ({reason})")
+                damage = DamagedCheckpoint(step, f"{item}/{name} cannot be read ({_reason(error)})")
                 break
         # A process reads its own shards only: unless all know of the damage, the others wait for this one forever.
-        if jax.process_count() > 1:
-            damaged = multihost_utils.process_allgather(np.array(damage is not None))
-            if damaged.any() and damage is None:
-                damage = DamagedCheckpoint(step, f"process {damaged.argmax()} cannot read its part")
-        if damage is not None:
-            raise damage
+        if (process := _where(damage is not None)) is not None:
+            raise damage or DamagedCheckpoint(step, f"process {process} cannot read its part")
         return arrays
 
     def _evaluations(self, steps: list[int]) -> dict[int, float | None]:
@@ -291,21 +316,65 @@ class Checkpoints:
                 continue
         return evaluations
 
+    def _prepare(self, first: Callable[[], None], size: int) -> None:
+        """What comes before a save of so many bytes. It fails in all processes where it fails in one.
+
+        Room is looked for, though a save that finds none fails too: Orbax then leaves hundreds of tracebacks.
+        """
+        failure = None
+        try:
+            if self._failures and jax.process_index() == 0:
+                self._remove_leftovers()  # of threads that still wrote when the save had failed
+            first()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if is_local(self._folder) and (free := shutil.disk_usage(self._folder).free) < size:
+                raise OSError(f"{os.strerror(errno.ENOSPC)}: it takes {size:,} bytes, and {free:,} are free")
+        except OSError as error:
+            failure = error
+        if (process := _where(failure is not None)) is not None:
+            raise failure or StorageError(f"process {process} cannot write")
+
     def _finish(self, step: int, orbax: ocp.AsyncCheckpointer) -> None:
         """In the background: waits for the commit, reads the manifest back, and then deletes what is not kept."""
         try:
-            orbax.wait_until_finished()
+            orbax.close()  # waits until it has committed
+            if jax.process_index() == 0:
+                self._manifest(step)
         except Exception as error:
-            raise RuntimeError(_failed_save(step, error)) from error
+            raise self._failed(step, error) from error
         self._intact.add(step)
         self._damaged.discard(step)
         if jax.process_index() != 0:
             return
-        self._manifest(step)
         # What cannot be read or is known to be damaged is neither counted nor deleted: it is someone's to look at.
         evaluations = self._evaluations([old for old in self.steps() if old <= step and old not in self._damaged])
-        for old in evaluations.keys() - _kept(evaluations, self._config):
-            self._delete(self._path(old))
+        try:
+            for old in evaluations.keys() - _kept(evaluations, self._config):
+                self._delete(self._path(old))
+        except OSError as error:
+            raise StorageError(
+                f"checkpoint {step} is saved, and older ones cannot be deleted: {first_line(error)}"
+            ) from error
+
+    def _failed(self, step: int, error: Exception) -> StorageError:
+        """What to say of a failed save, whose leftovers take space that the run may need."""
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # then the next start removes them
+                self._remove_leftovers()
+        return StorageError(f"checkpoint {step} cannot be saved: {_reason(error)}")
+
+    def _settle(self) -> None:
+        """Waits for the save that runs, and counts it; raises its error unless it is tolerated."""
+        try:
+            self.wait()
+        except StorageError as error:
+            self._failures += 1
+            if self._failures > self._config.failures:
+                raise
+            self._report(
+                f"{error}; the run goes on (failure {self._failures} in a row, and checkpoint.failures allows "
+                f"{self._config.failures})"
+            )
 
     def _delete(self, path: epath.Path) -> None:
         """Deletes a checkpoint, which first stops being one: an interruption leaves no half of it under its name."""
@@ -339,12 +408,31 @@ def _read_array(folder: epath.Path, name: str, abstract: Any) -> jax.Array:
 
 
 def _is_news(entry: logging.LogRecord) -> bool:
-    """Drops the traceback that Orbax logs of a failed save, which is raised to the caller too."""
-    return not entry.pathname.endswith("async_checkpointer.py")
+    """Drops the tracebacks that Orbax's threads log of a failed save, a thousand lines: it is raised to us too."""
+    return entry.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in entry.pathname + entry.getMessage()
 
 
-def _failed_save(step: int, error: BaseException) -> str:
-    return f"checkpoint {step} could not be saved: {first_line(error)}"
+def _reason(error: BaseException) -> str:
+    """What an error says: the system's own words, which TensorStore buries under names of its files, where it says."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error).split(" [tensorstore_spec=")[0]
+
+
+def _where(failed: bool) -> int | None:
+    """The first of all processes in which something failed, or None. Every process has to ask."""
+    if jax.process_count() == 1:
+        return 0 if failed else None
+    everywhere = multihost_utils.process_allgather(np.array(failed))
+    return int(everywhere.argmax()) if everywhere.any() else None
+
+
+def _written_bytes(trees: Items) -> int:
+    """What this process writes of the arrays, before it is compressed."""
+    shards = [shard for tree in trees.values() for array in tree.values() for shard in array.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
 
 
 def _ranked(evaluations: dict[int, float | None]) -> list[int]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from train.console import Console
+from train.console import Console, into_the_cache
 from train.environment import make_deterministic, prepare
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -113,15 +113,20 @@ def _is_ours(error: ValueError) -> bool:
 
 
 def _failure(error: Exception, console: Console) -> str:
-    """What to say of a failure, after keeping its traceback."""
+    """What to say of a failure, after keeping its traceback in the run's folder, or else in the cache."""
     first_line = next(iter(str(error).strip().splitlines()), "")
     said = f"{type(error).__name__}: {first_line[:300]}" if first_line else type(error).__name__
-    try:
-        path = console.write_traceback("".join(traceback.format_exception(error)))
-    except (OSError, ValueError) as unwritable:  # no space left, or no cache folder
-        traceback.print_exception(error)
-        return f"{said}; the traceback above could not be kept in a file ({unwritable})"
-    return f"{said}; the traceback is in {os.fspath(path)}"
+    text = "".join(traceback.format_exception(error))
+    reason = None
+    for keep in (console.write_traceback, into_the_cache):
+        try:
+            return f"{said}; the traceback is in {os.fspath(keep(text))}"
+        except (OSError, ValueError) as unwritable:  # no space left, or no cache folder
+            reason = unwritable
+    if isinstance(error, OSError):  # it says itself what cannot be read or written
+        return f"{said}; the traceback could not be kept in a file ({reason})"
+    sys.stderr.write(text)
+    return f"{said}; the traceback above could not be kept in a file ({reason})"
 
 
 def _complain(sentence: str) -> None:

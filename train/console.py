@@ -32,7 +32,7 @@ class Console:
     def __init__(self) -> None:
         self.began = time.time()
         self.quiet = False
-        self.write_traceback: Callable[[str], os.PathLike[str]] = _into_the_cache
+        self.write_traceback: Callable[[str], os.PathLike[str]] = into_the_cache
 
     def write(self, text: str) -> None:
         """Shows text as it is, at once."""
@@ -120,7 +120,8 @@ def _screen() -> RichConsole:
     return screen
 
 
-def _into_the_cache(text: str) -> Path:
+def into_the_cache(text: str) -> Path:
+    """Keeps a traceback where no run has a folder for it; raises OSError or ValueError where it cannot."""
     path = cache_folder("tracebacks") / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     path.write_text(text, encoding="utf-8")
     return path

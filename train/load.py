@@ -69,7 +69,7 @@ def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = 
             for name, d in plan.declared.items()
         }
     }
-    with Checkpoints(directory.checkpoints) as checkpoints:
+    with Checkpoints(directory.checkpoints, report=report) as checkpoints:
         if which == "best":
             which = checkpoints.best()
             if which is None:
@@ -77,7 +77,7 @@ def load_run(spec: str, mesh_config: MeshConfig | None = None, report: Report = 
                     f"no checkpoint of {directory} was evaluated, so none is best; name RUN or RUN/checkpoints/STEP"
                 )
         if which is None:
-            newest = checkpoints.newest(abstract, report)
+            newest = checkpoints.newest(abstract)
             if newest is None:
                 raise ValueError(f"{directory} has no checkpoint yet; train it first")
             step, items, record = newest

@@ -1,21 +1,25 @@
 """What a run measured: rows of metrics.jsonl, TensorBoard's curves, and one line of progress for people."""
 
+import contextlib
 import json
 import os
-import shutil
+import socket
+import struct
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from etils import epath
+from google.protobuf import message_factory
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
-from train.run_directory import RunDirectory, is_local, json_text, sync_folder
+from train.run_directory import RunDirectory, StorageError, is_local, json_text, sync_folder, writing
+
+_Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
 
 class Metrics:
@@ -24,6 +28,9 @@ class Metrics:
     After any number of restarts there is one row for each logged step: rows behind `resume_step` belong to updates
     that will be made again, and are cut with a torn last line when the file is opened.
 
+    What cannot be written, as on a full disk, is kept and tried again with the next row. That it failed is said where
+    rows have to be durable: by `flush` and `close`, which raise StorageError.
+
     Args:
         run: the run directory, which exists.
         resume_step: the checkpoint that the run goes on from; 0 for a new run.
@@ -31,13 +38,22 @@ class Metrics:
     """
 
     def __init__(self, run: RunDirectory, resume_step: int = 0, *, tensorboard: bool = True):
-        self._rows: _LocalRows | _RemoteRows | None = None
-        self._tensorboard: _TensorBoard | None = None
+        self._rows: _LocalFile | _RemoteFile | None = None
+        self._curves: _LocalFile | _RemoteFile | None = None
+        self._last_step = 0
         if jax.process_index() != 0:
             return
-        self._rows = (_LocalRows if is_local(run.metrics) else _RemoteRows)(run.metrics, resume_step)
+        open_file = _LocalFile if is_local(run.path) else _RemoteFile
+        rows = run.metrics.read_bytes() if run.metrics.exists() else b""
+        end, self._last_step = _end_of_rows(rows, resume_step)
+        self._rows = open_file(run.metrics, rows[:end])
         if tensorboard:
-            self._tensorboard = _TensorBoard(run.tensorboard, resume_step)
+            # Files are named by the second: the step keeps a quick restart from overwriting one.
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{resume_step}"
+            self._curves = open_file(run.tensorboard / name, b"")
+            self._curves.append(_record(file_version="brain.Event:2"))
+            if resume_step:  # TensorBoard hides the points of updates that will be made again, since this purges them
+                self._curves.append(_record(step=resume_step + 1, session_log={"status": "START"}))
 
     def log(self, row: dict[str, Any]) -> None:
         """Adds a row: "step", "tokens" and values by name ("learning/loss", ...); its "time", in Unix seconds, is now.
@@ -47,35 +63,42 @@ class Metrics:
         if self._rows is None:
             return
         row = {name: value for name, value in row.items() if value is not None}
-        if row["step"] <= self._rows.last_step:
-            raise RuntimeError(f"step {row['step']} was logged after step {self._rows.last_step}: a step has one row")
-        self._rows.last_step = row["step"]
+        if row["step"] <= self._last_step:
+            raise RuntimeError(f"step {row['step']} was logged after step {self._last_step}: a step has one row")
+        self._last_step = row["step"]
         first = {"step": row["step"], "tokens": row.get("tokens"), "time": round(time.time(), 3)}
         line = json_text({**first, **row})
         self._rows.append(line.encode() + b"\n")
-        if self._tensorboard:
-            self._tensorboard.add(json.loads(line))
+        if self._curves:
+            values = [
+                {"tag": name, "simple_value": value}
+                for name, value in json.loads(line).items()
+                if "/" in name and isinstance(value, int | float)
+            ]
+            self._curves.append(_record(step=int(row["step"]), summary={"value": values}))
 
     def flush(self) -> None:
         """Makes the rows durable: called before a checkpoint commits."""
-        if self._rows:
-            self._rows.flush()
-        if self._tensorboard:
-            self._tensorboard.flush()
+        for file in (self._rows, self._curves):
+            if file:
+                file.flush()
 
     def close(self) -> None:
         """Makes the rows durable and closes the files."""
-        if self._rows:
-            self._rows.flush()
-            self._rows.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        try:
+            self.flush()
+        finally:
+            for file in (self._rows, self._curves):
+                if file:
+                    file.close()
 
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # What ends a run is said; that its last rows could not be written either would hide it.
+        with contextlib.suppress(*(StorageError,) if kind else ()):
+            self.close()
 
 
 def first_row(path: epath.Path) -> dict[str, Any] | None:
@@ -85,45 +108,60 @@ def first_row(path: epath.Path) -> dict[str, Any] | None:
     return json.loads(data[:end]) if end else None
 
 
-class _LocalRows:
-    """Rows of a file that can be appended to and synced."""
+class _LocalFile:
+    """A file that can be appended to and synced; what could not be written yet is kept.
 
-    def __init__(self, path: epath.Path, resume_step: int):
-        self._file = open(path, "ab")  # noqa: SIM115  (held open for the run)
-        end, self.last_step = _end_of_rows(path.read_bytes(), resume_step)
-        os.truncate(path, end)  # one call to the kernel: whole or not at all
-        self.flush()
-        sync_folder(path.parent)
+    Args:
+        path: the file; its folder is made.
+        kept: how the file begins already; what follows is cut.
+    """
 
-    def append(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()  # for those who watch the file
+    def __init__(self, path: epath.Path, kept: bytes):
+        self._path = path
+        self._unwritten = bytearray()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            os.ftruncate(self._descriptor, len(kept))  # one call to the kernel: whole or not at all
+            os.fsync(self._descriptor)
+            sync_folder(path.parent)
+
+    def append(self, data: bytes) -> None:
+        self._unwritten += data
+        with contextlib.suppress(OSError):  # which `flush` would raise
+            self._write()  # for those who watch the file
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._write()
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
+
+    def _write(self) -> None:
+        while self._unwritten:
+            del self._unwritten[: os.write(self._descriptor, self._unwritten)]
 
 
-class _RemoteRows:
-    """Rows of an object, which cannot be appended to: kept here, and written whole."""
+class _RemoteFile:
+    """An object, which cannot be appended to: kept here, and written whole."""
 
-    def __init__(self, path: epath.Path, resume_step: int):
+    def __init__(self, path: epath.Path, kept: bytes):
         self._path = path
-        data = path.read_bytes() if path.exists() else b""
-        end, self.last_step = _end_of_rows(data, resume_step)
-        self._data = bytearray(data[:end])
-        self._written = len(data)
+        self._data = bytearray(kept)
+        self._is_written = False
 
-    def append(self, line: bytes) -> None:
-        self._data += line
+    def append(self, data: bytes) -> None:
+        self._data += data
+        self._is_written = False
 
     def flush(self) -> None:
-        if len(self._data) != self._written:
-            self._path.write_bytes(bytes(self._data))
-            self._written = len(self._data)
+        if not self._is_written:
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_bytes(bytes(self._data))
+            self._is_written = True
 
     def close(self) -> None:
         pass  # nothing is held open
@@ -145,39 +183,18 @@ def _end_of_rows(data: bytes, resume_step: int) -> tuple[int, int]:
     return end, last_step
 
 
-class _TensorBoard:
-    """TensorBoard's curves; for an object store event files are written here and uploaded by `flush` and `close`."""
+def _record(**fields: Any) -> bytes:
+    """An event as TensorBoard's files hold it: its length and its bytes, each followed by its checksum.
 
-    def __init__(self, folder: epath.Path, resume_step: int):
-        self._folder = folder
-        self._local = os.fspath(folder) if is_local(folder) else tempfile.mkdtemp(prefix="tensorboard")
-        # TensorBoard hides the points of updates that will be made again, since this file tells it to purge them. Files
-        # are named by the second: the suffix keeps a quick restart from overwriting one.
-        purge_step = resume_step + 1 if resume_step else None
-        self._writer = SummaryWriter(
-            self._local, purge_step=purge_step, flush_secs=10, filename_suffix=f".{resume_step}"
-        )
+    The writer of tensorboardX does this in a thread, which a full disk ends; the next rows then wait for it for ever.
+    """
+    data = _Event(wall_time=time.time(), **fields).SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, _checksum(length), data, _checksum(data)))
 
-    def add(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if "/" in name and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["step"])
 
-    def flush(self) -> None:
-        self._writer.flush()
-        self._upload()
-
-    def close(self) -> None:
-        self._writer.close()
-        self._upload()
-        if not is_local(self._folder):
-            shutil.rmtree(self._local)
-
-    def _upload(self) -> None:
-        if not is_local(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path in Path(self._local).iterdir():
-                (self._folder / path.name).write_bytes(path.read_bytes())
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 class ProgressLine:

@@ -26,6 +26,10 @@ STALE_SECONDS = 45.0  # a heartbeat that stands still for this long is a dead ho
 _SETTLE_SECONDS = 2.0  # two that take a heartbeat lock in the same moment see who wrote last
 
 
+class StorageError(OSError):
+    """What belongs to a run cannot be written; the message is a finished sentence."""
+
+
 class RunDirectory:
     """The paths of one run directory. Nothing is created before `create()`.
 
@@ -78,7 +82,7 @@ class RunDirectory:
         self.create()
         moment = time.strftime("%Y%m%d-%H%M%S")
         path = self.path / f"traceback-{moment}-{socket.gethostname()}-{os.getpid()}.txt"
-        path.write_text(text)
+        write_atomically(path, text)
         return path
 
     @contextlib.contextmanager
@@ -93,7 +97,7 @@ class RunDirectory:
             has been taken for dead.
 
         Raises:
-            ValueError: another process holds it.
+            ValueError: another process holds it, or nothing can be written there.
         """
         if jax.process_index() != 0:
             yield lambda: None
@@ -142,13 +146,26 @@ def write_atomically(path: epath.Path, text: str) -> None:
     if not is_local(path):
         path.write_text(text)  # object stores show a file only when all of it is there
         return
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(Path(path).parent)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(temporary.parent)
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Raises StorageError, which names what is written, where writing it meets an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or first_line(error)}") from error
 
 
 def sync_folder(folder: epath.PathLike) -> None:
@@ -192,6 +209,15 @@ def _refusal(folder: epath.Path, holder: dict[str, Any]) -> ValueError:
     return ValueError(f"{folder} is being written by {who}; wait until it ends, stop it, or choose another --run-dir")
 
 
+@contextlib.contextmanager
+def _refusing(folder: epath.Path) -> Iterator[None]:
+    """Raises ValueError where a lock cannot be written: then nothing else could be."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}; give another --run-dir") from error
+
+
 def _read_holder(path: epath.PathLike) -> dict[str, Any]:
     """What the holder of a lock wrote about itself: nothing yet, in its first moment."""
     try:
@@ -208,11 +234,13 @@ def _flock(folder: epath.Path) -> Iterator[bool]:
     The file stays when the lock is released: to remove it would be a race with the next holder.
     """
     path = os.fspath(folder / "lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with _refusing(folder):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if locked := _try_flock(descriptor, folder, path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json_text(_identity()).encode(), 0)
+            with _refusing(folder):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json_text(_identity()).encode(), 0)
         yield locked
     finally:
         os.close(descriptor)
@@ -252,7 +280,8 @@ def _heartbeat(folder: epath.Path) -> Iterator[Callable[[], None]]:
             raise _refusal(folder, now)
         if not now:
             break  # released while we watched
-    beat(0)
+    with _refusing(folder):
+        beat(0)
     time.sleep(_SETTLE_SECONDS)
     if (winner := _read_holder(path)).get("lock") != mine:
         raise _refusal(folder, winner)

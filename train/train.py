@@ -43,7 +43,7 @@ from train.objectives.objective import WindowObjective
 from train.perplexity import unigram_score
 from train.program import Program
 from train.report import Profile, StepReport, announce, describe_mixture, drawn
-from train.run_directory import RunDirectory
+from train.run_directory import RunDirectory, writing
 from train.signals import Stopped, StopRequest
 from train.state import TrainState
 from train.time_use import TimeUse
@@ -88,13 +88,15 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         console.write_traceback = run.write_traceback
         if run.exists() != resumes:
             raise ValueError(f"another process began {run} in this moment; the same command goes on with it")
-        checkpoints = open_things.enter_context(Checkpoints(run.checkpoints, config.checkpoint, writer=True))
+        checkpoints = open_things.enter_context(
+            Checkpoints(run.checkpoints, config.checkpoint, writer=True, report=console.say)
+        )
 
         # Where the run stands, in this order: its newest checkpoint that verifies; the weights that it starts from;
         # fresh weights.
         if resumes and checkpoints.steps() == [0]:
             raise ValueError(f"{run} holds imported weights; train them with --from {run} and another --run-dir")
-        newest = checkpoints.newest(_items(program.abstract), console.say) if resumes else None
+        newest = checkpoints.newest(_items(program.abstract)) if resumes else None
         if newest:
             step, items, record = newest
             state = TrainState(**items["progress"], params=items["params"], opt_state=items["opt_state"])
@@ -128,9 +130,10 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
         )
         if jax.process_index() == 0 and not newest:
-            if dataset.tokenizer:
-                dataset.tokenizer.save(run.tokenizer)
-            run.write_config(to_json(config))
+            with writing(run.path):
+                if dataset.tokenizer:
+                    dataset.tokenizer.save(run.tokenizer)
+                run.write_config(to_json(config))
 
         stop_request = open_things.enter_context(StopRequest())
         if resumes and not newest and (row_before := first_row(run.metrics)):
@@ -174,10 +177,10 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 report.write(figures)
                 if stopped or step == last or step % config.checkpoint.every == 0:
                     with watchdog.pause(), time_use.of("checkpoint"):
-                        metrics.flush()  # rows up to a step are durable before its checkpoint commits
                         seen = position + config.batch_size
                         record = _record(config, dataset, report, time_use, step, seen, figures)
-                        checkpoints.save(step, _items(state), record)
+                        # Rows up to a step are durable before its checkpoint commits.
+                        checkpoints.save(step, _items(state), record, first=metrics.flush)
                 report.restart_clock()
             if stopped:
                 checkpoints.wait()

@@ -16,9 +16,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.checkpoint import CheckpointConfig, Checkpoints, DamagedCheckpoint, _digest, _hex, _sha256
+from train.run_directory import StorageError
 
 SPECS = {
     "embedding": PartitionSpec("fsdp", "tensor"),
@@ -223,8 +227,8 @@ def test_a_flipped_byte_is_found_and_the_older_checkpoint_taken(folder: Path, me
 
     flip_byte(data_files(folder / "2")[0], data_files(folder / "2")[0].stat().st_size // 2)
     reports = []
-    with Checkpoints(folder) as checkpoints:
-        found = checkpoints.newest(abstract, reports.append)
+    with Checkpoints(folder, report=reports.append) as checkpoints:
+        found = checkpoints.newest(abstract)
     assert found is not None
     step, restored, record = found
     assert (step, record["examples_seen"]) == (1, 10)
@@ -367,6 +371,35 @@ def test_only_the_writer_removes_leftovers(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["007", "1", "2", "notes"]
 
 
+def test_an_object_store_commits_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryFileSystem(skip_instance_cache=True)
+    store.store, store.pseudo_dirs = {}, [""]
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
+    folder = epath.Path("gs://bucket/run/checkpoints")
+    for step in (1, 2, 3):
+        (folder / str(step) / "manifest").mkdir(parents=True)
+        manifest = {"format": 1, "step": step, "record": {"evaluation": step}, "arrays": {}}
+        manifest["sha256"] = _sha256(manifest)
+        (folder / str(step) / "manifest" / "metadata").write_text(json.dumps(manifest))
+        if step < 3:
+            (folder / str(step) / "commit_success.txt").write_text("")
+    with Checkpoints(folder) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best()) == ([1, 2], 1)
+        with pytest.raises(
+            ValueError, match=r"there is no checkpoint 3 in gs://bucket/run/checkpoints; it has \[1, 2\]"
+        ):
+            checkpoints.record(3)
+    assert (folder / "3" / "manifest" / "metadata").exists()
+    with Checkpoints(folder, writer=True) as checkpoints:
+        assert not (folder / "3" / "manifest" / "metadata").exists(), "the leftovers of a killed save"
+        with monkeypatch.context() as patch:  # killed in mid-deletion
+            patch.setattr(type(folder), "rmtree", lambda path, **options: None)
+            checkpoints._delete(folder / "1")
+        assert checkpoints.steps() == [2]
+    with Checkpoints(folder, writer=True):
+        assert not (folder / "1" / "manifest" / "metadata").exists()
+
+
 def check_for_seconds(checkpoints: Checkpoints, seconds: float) -> None:
     for _ in range(int(seconds * 100)):
         checkpoints.check()
@@ -384,16 +417,17 @@ def test_a_failed_save_surfaces_at_the_next_step(tmp_path: Path, monkeypatch: py
         with monkeypatch.context() as patch:
             patch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", no_space)
             checkpoints.save(2, array, {})
-            with pytest.raises(RuntimeError, match=r"checkpoint 2 could not be saved: .*No space left"):
+            with pytest.raises(StorageError, match="checkpoint 2 cannot be saved: No space left"):
                 check_for_seconds(checkpoints, 20)
             checkpoints.save(3, array, {})
-            with pytest.raises(RuntimeError, match="checkpoint 3 could not be saved"):
+            with pytest.raises(StorageError, match="checkpoint 3 cannot be saved"):
                 checkpoints.save(4, array, {})
         assert checkpoints.steps() == [1]
         shutil.rmtree(tmp_path)
         tmp_path.write_text("a file")
-        with pytest.raises(RuntimeError, match="checkpoint 5 could not be saved"):
-            checkpoints.save(5, array, {})
+        checkpoints.save(5, array, {})
+        with pytest.raises(StorageError, match="checkpoint 5 cannot be saved"):
+            checkpoints.check()
         tmp_path.unlink()
 
 
@@ -434,7 +468,9 @@ def test_a_kill_in_mid_save_leaves_the_older_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("every", 0), ("keep_last", 0), ("keep_best", -1), ("keep_every", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("every", 0), ("keep_last", 0), ("keep_best", -1), ("keep_every", -1), ("failures", -1)]
+)
 def test_meaningless_numbers_are_refused(tmp_path: Path, field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"checkpoint.{field} must be at least {value + 1}, got {value}"):
         Checkpoints(tmp_path, CheckpointConfig(**{field: value}))

@@ -21,6 +21,7 @@ from train.config import RunConfig, from_json, resolve, to_json, validate
 from train.console import Console
 from train.options import parse
 from train.recipes import find_recipe, smoke
+from train.run_directory import StorageError
 
 pytestmark = pytest.mark.core
 
@@ -146,6 +147,33 @@ def test_a_failure_is_one_sentence_and_a_file(capsys: pytest.CaptureFixture[str]
     sentence, _, path = err.strip().partition("; the traceback is in ")
     assert sentence == f"jumok: {said}"
     assert "Traceback (most recent call last)" in Path(path).read_text()
+
+
+def full(arguments: Arguments, console: Console) -> None:
+    console.write_traceback = unwritable
+    raise StorageError("checkpoint 4 cannot be saved: No space left on device")
+
+
+def unwritable(text: str) -> Path:
+    raise OSError(28, "No space left on device")
+
+
+def test_where_a_run_has_no_room_the_cache_keeps_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+):
+    monkeypatch.setattr(sys.modules["stand_in"], "full", full, raising=False)
+    monkeypatch.setitem(COMMANDS, "full", Command("stand_in:full", "fails"))
+    said = "jumok: StorageError: checkpoint 4 cannot be saved: No space left on device; the traceback"
+    code, _, err = run(capsys, "full")
+    assert code == 1
+    assert err.startswith(f"{said} is in {tmp_path / 'cache'}")
+    assert err.count("\n") == 1
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "file"))
+    code, _, err = run(capsys, "full")
+    assert code == 1
+    assert err.startswith(f"{said} could not be kept in a file (")
+    assert err.count("\n") == 1
 
 
 def test_a_failure_is_told_even_where_nothing_can_be_written(

@@ -456,6 +456,7 @@ def test_a_model_of_images_has_no_text_side_and_a_receipt_by_digest(tmp_path: Pa
         "config.json",
         "model.safetensors",
         "jumok_receipt.json",
+        "preprocessor_config.json",
     }
     assert "bos_token_id" not in json.loads((tmp_path / "model" / "config.json").read_text())
 
