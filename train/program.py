@@ -91,15 +91,15 @@ class Program:
     def weights_of(self, source: Source, report: Callable[[str], None]) -> Params:
         """Of another model's weights those that this one has; `report` is told of what begins afresh or is left.
 
-        A distillation's are its teacher's, and a head of other classes is left. Raises ValueError where a weight has
+        A distillation's are its teacher's, and a head that tells other classes apart is left. Raises ValueError where a weight has
         another shape.
         """
         declared = self.plan.declared
         prefix = "teacher." if isinstance(self.config.model, DistillationConfig) else ""
         given = {prefix + name: value for name, value in source.params.items()}
         # Classes without names, as imported models may have them, are told apart by their number alone.
-        field = "classes" if getattr(source.model, "classes", ()) else "num_classes"
-        other_classes = getattr(source.model, field, None) != getattr(self.config.model, field, None)
+        fields = ("head", "classes" if getattr(source.model, "classes", ()) else "num_classes")
+        other_classes = any(getattr(source.model, f, None) != getattr(self.config.model, f, None) for f in fields)
         kept = {
             name: value
             for name, value in given.items()

@@ -171,3 +171,12 @@ def test_a_head_for_other_classes_begins_afresh(found, wanted, begins_afresh):
     assert said == expected
     assert isinstance(config.model, EncoderConfig)
     assert config.model.classes == (wanted or found)
+
+
+def test_a_head_of_another_kind_begins_afresh():
+    source = replace(TEXTS, head="replaced_token")  # its classifier tells one thing apart
+    params = split(Encoder(source, nnx.Rngs(params=jax.random.key(0))))[1]
+    config = with_model(RunConfig(name="x", model=replace(TEXTS, num_classes=2), objective=ClassifyConfig()), source)
+    kept = Program.of(config, make_mesh(MeshConfig())).weights_of(Source(source, params), lambda sentence: None)
+    assert not any(name.startswith(("classifier", "head_dense")) for name in kept)
+    assert {"embedding", "positions"} <= {name.split(".")[0] for name in kept}
