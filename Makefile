@@ -2,7 +2,7 @@
 #
 #   make train EXTRA=cuda        on NVIDIA GPUs (cuda12 for older drivers), EXTRA=tpu on TPUs
 #   make test TESTS="-k resume"  a part of the tests
-#   make drill KILLS=200 DAMAGES=200   the long form: half an hour
+#   make drill KILLS=200 DAMAGES=200 INPUTS=100000   the long form: an hour or two
 #   make lock UPGRADE=--upgrade  newer versions of everything
 
 .DEFAULT_GOAL := help
@@ -14,6 +14,7 @@ EXTRA ?=
 TESTS ?=
 KILLS ?= 10
 DAMAGES ?= 20
+INPUTS ?= 2000
 UPGRADE ?=
 
 RUN := $(VENV)/bin
@@ -27,7 +28,7 @@ help:
 	@echo "make test    run the tests on CPU"
 	@echo "make lint    check format, lint and types"
 	@echo "make bench   measure training, decoding and loading"
-	@echo "make drill   kill a run again and again, damage its checkpoints, and see that nothing is lost"
+	@echo "make drill   kill runs, damage checkpoints and files of all kinds, and see that nothing is lost"
 	@echo "make lock    resolve the locked requirements again (needs uv)"
 	@echo "make clean   remove environments and caches (runs/ stays)"
 
@@ -45,9 +46,10 @@ lint: $(INSTALLED_DEV)
 bench: $(INSTALLED)
 	$(RUN)/python tests/benchmarks/bench.py
 
-drill: $(INSTALLED)
+drill: $(INSTALLED_DEV)
 	$(RUN)/python tests/drill/kill.py --kills $(KILLS)
 	$(RUN)/python tests/drill/damage.py --times $(DAMAGES)
+	$(RUN)/python tests/drill/foreign_files.py --inputs $(INPUTS)
 
 # One resolution serves every Python from 3.11 on: where a newer Python has newer packages, the lock forks by markers.
 lock:

@@ -16,7 +16,7 @@ def order_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:
     if len(names) < 2:
         found = f"all of it has the label {names[0]!r}" if names else "there is none"
         raise ValueError(f"{where} must have labels of at least two classes, and {found}")
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         names.sort(key=int)
     return tuple(names)
 

@@ -18,13 +18,20 @@ from data.cache import file_fact
 
 CHUNK_BYTES = 1 << 20
 _COMPRESSED = (".gz", ".zst")
-_STEP = 1 << 12  # stored bytes, of which each of these formats makes 128 MiB at the very most
+_STEP = 1 << 11  # stored bytes, of which each of these formats makes 64 MiB at the very most
+_HARMLESS_BYTES = 1 << 24  # of content, from which on its size is compared with that of the stored bytes
+_MOST_TIMES = 256  # text shrinks to a fifth, logs to a hundredth; what shrinks more is made to fill a memory or a disk
 _REMEMBERED_BYTES = 1 << 17  # smaller files are hashed anew as fast as a remembered digest is looked up
 
 
 def is_compressed(path: str) -> bool:
     """Whether the stored bytes differ from the content, so that its middle is reached only from the beginning."""
     return path.lower().endswith(_COMPRESSED)
+
+
+def is_bomb(content: int, stored: int) -> bool:
+    """Whether so many bytes of content are too many for so many stored ones to be anything but a trap."""
+    return content > _HARMLESS_BYTES and content > _MOST_TIMES * stored
 
 
 def content_name(path: str) -> str:
@@ -158,6 +165,8 @@ def _fits(names: Sequence[str], steps: Sequence[str]) -> bool:
 
 @contextmanager
 def _stored(path: str) -> Iterator[IO[bytes]]:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would be read for ever
+        raise ValueError(f"{path} cannot be read: it is no regular file; name files and folders of them")
     try:
         file = epath.Path(path).open("rb")
     except OSError as error:
@@ -181,12 +190,18 @@ def _inflated(path: str, stored: IO[bytes]) -> Iterator[bytes]:
     library's own file object would do: one of them takes a torn file for a whole one.
     """
     new_stream, failure = _decompression(path)
-    stream, padding = None, b""
+    stream, padding, size = None, b"", 0
     try:
         while compressed := stored.read(_STEP):
             while stream or (compressed := compressed.lstrip(padding)):
                 stream = stream or new_stream()
-                yield stream.decompress(compressed)
+                content = stream.decompress(compressed)
+                size += len(content)
+                if is_bomb(size, stored.tell()):
+                    raise _Damaged(
+                        f"{stored.tell():,} stored bytes become {size:,}, as of a trap; unpack it if it is none"
+                    )
+                yield content
                 if not stream.eof:
                     break
                 compressed, stream, padding = stream.unused_data, None, b"\0"  # as gzip allows it after a stream

@@ -10,7 +10,9 @@ IDX files may be compressed (.gz, .zst). Arrays are memory-mapped, after a copy 
 they lie; pictures are decoded when they are asked for.
 """
 
+import errno
 import importlib
+import lzma
 import math
 import os
 import shutil
@@ -29,7 +31,7 @@ from etils import epath
 
 from data.cache import cache_folder, cache_path, digest_of, written_atomically
 from data.classes import no_class, order_classes
-from data.files import CHUNK_BYTES, content_name, file_digest, found, is_compressed, opened
+from data.files import CHUNK_BYTES, content_name, file_digest, found, is_bomb, is_compressed, opened, stored_bytes
 from data.progress import Progress
 
 _ARRAYS = (("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("train_images", "train_labels"))
@@ -37,8 +39,14 @@ _UNSIGNED_BYTES = 8  # the type of an IDX file's numbers
 _MOST_CLASSES = 1 << 20  # of arrays, where every number up to the largest is a class: larger ones mean something else
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others run programs (EPS), or are no pictures
+_WEBP_HEAD = 30  # bytes, in which its size stands
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow calls pixels of so many channels
 _DEEP = ("I", "F")  # its modes of more than 8 bits a channel begin with
+_MOST_PIXELS = 40_000_000  # of a picture: each takes up to 4 bytes while it is decoded
+_DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError),
+    *(UnicodeDecodeError, OSError),
+)
 _THREADS = 8  # that decode
 _TOLD = 256  # pictures after which progress is told
 
@@ -239,9 +247,17 @@ def _npz_images(path: str) -> Images:
                 )
             files = []
             for name in names:
+                size, stored = archive.getinfo(f"{name}.npy").file_size, stored_bytes(path)
+                if is_bomb(size, stored):
+                    raise ValueError(
+                        f"{path} has {stored:,} bytes, and {name} in it {size:,}, as of a trap; save it uncompressed, "
+                        f"with numpy.savez, if it is none"
+                    )
                 with archive.open(f"{name}.npy") as member:
                     files.append(_copied(f"{digest}-{name}.npy", member))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED_ZIP as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # bzip2's damage, a place before 0
+            raise
         raise ValueError(f"{path} is no whole .npz file ({error}); make it anew with numpy.savez") from error
     images, labels = (_mapped(path, name, file) for name, file in zip(names, files, strict=True))
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
@@ -261,8 +277,9 @@ def _npz_images(path: str) -> Images:
 
 def _mapped(path: str, name: str, file: Path) -> np.ndarray:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except (ValueError, EOFError, OSError) as error:
+        with np.errstate(over="raise"):  # of the product of the sizes, which are multiplied as 64-bit numbers
+            return np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except (ValueError, OverflowError, FloatingPointError, EOFError, OSError) as error:
         raise ValueError(f"{path} holds no array of numbers as {name} ({error}); save one with numpy.savez") from error
 
 
@@ -360,10 +377,36 @@ class _Pictures(Images):
         """A picture as Pillow opens it; what goes wrong with it is said in a sentence."""
         with opened(file) as (content, _):
             try:
+                _check_pixels(*_webp_size(content.read(_WEBP_HEAD)))
+                content.seek(0)
                 with self._pillow.open(content, formats=_FORMATS) as picture:
+                    _check_pixels(*picture.size)
                     yield picture
             except (OSError, SyntaxError, ValueError, EOFError, self._pillow.DecompressionBombError) as error:
                 raise ValueError(f"{file} is no picture that can be read ({error}); remove or replace it") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, and {_MOST_PIXELS:,} are read at most")
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """The width and height that the head of a WebP speaks of, for all of which Pillow takes memory when it opens one.
+
+    Zeros for another format. The three forms are those of RFC 9649.
+    """
+    if len(head) == _WEBP_HEAD and head.startswith(b"RIFF"):
+        match head[8:16]:
+            case b"WEBPVP8X":
+                return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+            case b"WEBPVP8L":
+                bits = int.from_bytes(head[21:25], "little")
+                return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+            case b"WEBPVP8 ":
+                width, height = struct.unpack_from("<HH", head, 26)
+                return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
 
 
 def _pillow() -> Any:

@@ -91,6 +91,20 @@ def nothing_runs_foreign_code(path: str, tree: ast.Module) -> Iterator[tuple[int
                 yield node.lineno, f"os.{name} {why}"
             case ast.keyword(arg="shell" | "allow_pickle" as name) if not is_false(node.value):
                 yield node.value.lineno, f"{name}= {why}"
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="np" | "numpy"), attr="load"), keywords=keywords):
+                if "allow_pickle" not in {keyword.arg for keyword in keywords}:
+                    yield node.lineno, f"np.load() without allow_pickle=False {why}"
+
+
+def nothing_opens_a_connection(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    why = "could reach the network; only the extras that a user names do, and JAX between the hosts of a run"
+    for line, name in imports(tree):
+        if within(name, {"urllib", "http", "ftplib", "smtplib", "ssl", "socketserver", "requests", "httpx"}):
+            yield line, f"{name} {why}"
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="socket"), attr=name) if name != "gethostname":
+                yield node.lineno, f"socket.{name} {why}"
 
 
 def is_false(node: ast.AST) -> bool:
@@ -153,7 +167,10 @@ RULES: list[tuple[Rule, str, str]] = [
     (nothing_runs_foreign_code, "data/sources.py", "value = eval(text)"),
     (nothing_runs_foreign_code, "data/sources.py", "os.system(text)"),
     (nothing_runs_foreign_code, "data/sources.py", "numpy.load(path, allow_pickle=True)"),
+    (nothing_runs_foreign_code, "data/sources.py", "np.load(path, mmap_mode='r')"),
     (nothing_runs_foreign_code, "launch/cli.py", "subprocess.run(text, shell=flag)"),
+    (nothing_opens_a_connection, "data/copies.py", "from urllib.request import urlopen"),
+    (nothing_opens_a_connection, "train/cluster.py", "socket.create_connection(address)"),
     (mesh_axes_are_named_in_two_files, "train/step.py", "spec = P('fsdp')"),
     (shard_map_stays_on_its_islands, "model/attention.py", "jax.shard_map(f)"),
     (flax_stays_in_the_model, "train/step.py", "from flax import nnx"),

@@ -130,7 +130,9 @@ def _failure(error: Exception, console: Console) -> str:
 
 
 def _complain(sentence: str) -> None:
-    sys.stderr.write(f"jumok: {sentence}\n")
+    # Names in it may come from files: no line feed or escape sequence of theirs reaches the terminal.
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)
+    sys.stderr.write(f"jumok: {shown}\n")
 
 
 @contextlib.contextmanager

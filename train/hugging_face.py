@@ -3,7 +3,6 @@
 Every error is a ValueError of one sentence that names the file, and leaves naming the folder to the caller.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from data.strict_json import json_object
+
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+_LONGEST_NAME = 255  # bytes, as most file systems have it
+_LONGEST_HEADER = 1 << 22  # bytes, about 40,000 tensors
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -51,7 +54,7 @@ class HuggingFaceFolder:
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file: UTF-8, no key twice, no NaN or Infinity."""
-        return _json_object(self.content(name), name)
+        return json_object(self.content(name), name)
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -95,8 +98,12 @@ class HuggingFaceFolder:
         if not path.is_file():
             raise ValueError(f"{file} is missing")
         try:
-            with safe_open(path, framework="numpy"), path.open("rb") as stream:  # it checks sizes and offsets
-                header = _json_object(stream.read(int.from_bytes(stream.read(8), "little")), "its header")
+            with path.open("rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                if size > _LONGEST_HEADER:  # objects of Python's and of the library take many times the bytes
+                    raise ValueError(f"it speaks of a header of {size:,} bytes, and {_LONGEST_HEADER:,} are allowed")
+                with safe_open(path, framework="numpy"):  # it checks sizes and offsets
+                    header = json_object(stream.read(size), "its header")
         except (SafetensorError, ValueError) as error:
             raise _damaged(file, error) from error
         header.pop("__metadata__", None)
@@ -105,7 +112,11 @@ class HuggingFaceFolder:
 
     def _inside(self, name: str) -> Path:
         if name in ("", ".", "..") or "\0" in name or name != Path(name.replace("\\", "/")).name:
-            raise ValueError(f"the file name {name!r} would lead out of the folder; all files must lie in it")
+            raise ValueError(f"the file name {name[:80]!r} would lead out of the folder; all files must lie in it")
+        if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"{name[:80]!r} is no name of a file; a name is printable, and of up to {_LONGEST_NAME} bytes"
+            )
         path = self._path / name
         if not path.resolve().is_relative_to(self._path.resolve()):
             raise ValueError(
@@ -116,23 +127,3 @@ class HuggingFaceFolder:
 
 def _damaged(file: str, error: Exception) -> ValueError:
     return ValueError(f"{file} is damaged or is not a safetensors file ({error}); copy it anew")
-
-
-def _json_object(content: bytes, name: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)} is there twice")
-        return value
-
-    def constant(token: str) -> None:
-        raise ValueError(f"{token} is not a JSON value")
-
-    try:
-        value = json.loads(content.decode(), object_pairs_hook=once, parse_constant=constant)
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError and a JSONDecodeError are ValueErrors
-        raise ValueError(f"{name} is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must hold an object")
-    return value

@@ -170,4 +170,4 @@ def _is_hugging_face(spec: str) -> bool:
     """Whether a folder is a Hugging Face model rather than a run."""
     folder = epath.Path(spec)
     config = folder / "config.json"
-    return config.is_file() and "architectures" in config.read_text() and not (folder / "checkpoints").is_dir()
+    return config.is_file() and b"architectures" in config.read_bytes() and not (folder / "checkpoints").is_dir()

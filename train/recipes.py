@@ -4,7 +4,6 @@ Small ones are here, for laptops and for trying things out; those of published m
 """
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from data.dataset import DataConfig
 from data.images import ImagesConfig
 from data.own_code import call_own
 from data.sources import names_code
+from data.strict_json import json_object
 from model.decoder import DecoderConfig
 from model.distillation import DistillationConfig
 from model.encoder import EncoderConfig
@@ -394,10 +394,10 @@ def find_recipe(name: str) -> RunConfig:
 
 def _read(path: epath.Path) -> RunConfig:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as a configuration: {error}") from None
-    config = from_json(RunConfig, value, str(path))
+    config = from_json(RunConfig, json_object(content, str(path)), str(path))
     data = config.data
     paths = [portion.path for portion in data.portions()] if isinstance(data, DataConfig) else []
     for named in (*paths, data.valid_path or ""):

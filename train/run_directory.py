@@ -21,6 +21,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from data.strict_json import json_object
+
 HEARTBEAT_SECONDS = 10.0  # how often the holder of a heartbeat lock shows that it lives
 STALE_SECONDS = 45.0  # a heartbeat that stands still for this long is a dead holder's
 _SETTLE_SECONDS = 2.0  # two that take a heartbeat lock in the same moment see who wrote last
@@ -68,14 +70,12 @@ class RunDirectory:
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration; raises ValueError where there is none or it cannot be read."""
         try:
-            config = json.loads(self.config.read_text())
+            content = self.config.read_bytes()
         except FileNotFoundError as error:
             raise ValueError(f"{self.path} is not a run directory: it has no config.json") from error
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.config} cannot be read as JSON: {first_line(error)}") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{self.config} must hold a JSON object, got {type(config).__name__}")
-        return config
+        except OSError as error:
+            raise ValueError(f"{self.config} cannot be read: {first_line(error)}") from error
+        return json_object(content, str(self.config))
 
     def write_traceback(self, text: str) -> epath.Path:
         """Keeps the traceback of a failure in a file of its own, and returns its path."""

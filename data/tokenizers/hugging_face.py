@@ -26,6 +26,8 @@ _BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")
 _BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
+_MOST_GROWTH = 64
+
 # The patterns of Llama 3 and of Qwen 2, in which, as in GPT-2's, a space that follows on a word begins a token.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -63,6 +65,14 @@ class LibraryTokenizer(Tokenizer):
         sources = TOKENIZER_JSON if TOKENIZER_JSON in files else ", ".join(sorted(files))
         cannot_read = f"the tokenizers library cannot read {sources}"
         with _errors_said(cannot_read):
+            content = json.loads(self.tokenizer_json)
+            growth = max(_growth(content.get(step)) for step in ("normalizer", "decoder"))
+        if growth > _MOST_GROWTH:
+            raise ValueError(
+                f"by the replacements in {sources} a text can become over {_MOST_GROWTH} times as long, as of a trap; "
+                f"take a tokenizer from where it can be trusted"
+            )
+        with _errors_said(cannot_read):
             library = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode())
             library.no_truncation()
             library.no_padding()
@@ -70,7 +80,7 @@ class LibraryTokenizer(Tokenizer):
             if isinstance(library.model, tokenizers.models.BPE):
                 library.model.dropout = None  # noise for training, which would make a corpus another one every time
             vocabulary = library.get_vocab()
-            places = _places_between_words(json.loads(self.tokenizer_json))
+            places = _places_between_words(content)
         specials = find_specials(files, vocabulary)
         if "start" not in specials:
             raise ValueError(
@@ -171,6 +181,25 @@ class LibraryTokenizer(Tokenizer):
         decoder = self._library.decoder
         with _errors_said("the tokenizers library cannot decode by this tokenizer.json"):
             return " ".join(names) if decoder is None else decoder.decode(names)
+
+
+def _growth(step: Any) -> float:
+    """How many times as long a text can become at most by the replacements within a normalizer or decoder.
+
+    Where memory ends, the library ends the process.
+    """
+    growth, waiting = 1.0, [step]
+    while waiting:
+        match waiting.pop():
+            case {"pattern": {"String": str(old)}, "content": str(new)} if old:
+                growth *= max(1.0, len(new) / len(old))
+            case {"pattern": _, "content": str(new)}:  # which may stand between any two characters
+                growth *= 1 + len(new)
+            case dict() as inner:
+                waiting.extend(inner.values())
+            case list() as inner:
+                waiting.extend(inner)
+    return growth
 
 
 def _places_between_words(content: dict[str, Any]) -> tuple[bool, bool]:

@@ -10,6 +10,7 @@ from data.tokenizers.carried import CarriedTokenizer
 from data.tokenizers.hugging_face import LibraryTokenizer
 from data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
 from data.tokenizers.sentence_piece import SentencePieceTokenizer
+from data.tokenizers.trial import try_model
 
 # GPT-2's own names for what Hugging Face's folders call otherwise.
 _RENAMED = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
@@ -49,7 +50,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     if not path.is_dir():
         other = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
         return _loaded_from({path.name if path.name in names else other: path.read_bytes()}, path)
-    files = {name: (path / name).read_bytes() for name in names if (path / name).exists()}
+    files = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
     if not files and (path / "tokenizer").is_dir():
         return load_tokenizer(path / "tokenizer")
     if not files:
@@ -83,7 +84,7 @@ def _loaded_from(files: dict[str, bytes], path: epath.Path) -> Tokenizer:
         elif kind == CharacterTokenizer.kind:
             tokenizer = CharacterTokenizer(description["characters"], description.get("roles", ()))
         elif kind == SentencePieceTokenizer.kind:
-            tokenizer = SentencePieceTokenizer(files["tokenizer.model"], files)
+            tokenizer = _sentence_piece(files["tokenizer.model"], files)
         elif kind in (LibraryTokenizer.kind, CarriedTokenizer.kind):
             tokenizer = _run_or_carried(files)
         else:
@@ -105,7 +106,7 @@ def _foreign(files: Mapping[str, bytes]) -> Tokenizer:
     if model_name is None:
         return _run_or_carried(files)
     try:
-        model = SentencePieceTokenizer(files[model_name], files)
+        model = _sentence_piece(files[model_name], files)
     except ValueError:
         if "tokenizer.json" in files:  # the model file is of another kind, as in folders of tiktoken's
             return _run_or_carried(files)
@@ -115,6 +116,11 @@ def _foreign(files: Mapping[str, bytes]) -> Tokenizer:
     tokenizer = _run_or_carried(files)
     same = model.verbatim and tokenizer.vocab_size == model.vocab_size
     return model if same or isinstance(tokenizer, CarriedTokenizer) else tokenizer
+
+
+def _sentence_piece(model: bytes, files: Mapping[str, bytes]) -> SentencePieceTokenizer:
+    try_model(model)
+    return SentencePieceTokenizer(model, files)
 
 
 def _run_or_carried(files: Mapping[str, bytes]) -> LibraryTokenizer | CarriedTokenizer:

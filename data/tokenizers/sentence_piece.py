@@ -18,6 +18,7 @@ from data.text import cut
 from data.tokenizers.base import REPLACEMENT, Tokenizer
 from data.tokenizers.roles import find_specials, usual_name
 from data.tokenizers.sentence_piece_model import ModelType, has_user_defined_pieces, model_type, with_scores
+from data.tokenizers.trial import note_model
 
 # What SentencePiece writes for a space. In a text it means itself, and is encoded by its bytes.
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -187,6 +188,7 @@ def train_sentencepiece(
     model = writer.getvalue()
     if model_type == "unigram":
         model = with_scores(model, lambda score: round(score * _SCORE_STEPS) / _SCORE_STEPS)
+    note_model(model)
     return SentencePieceTokenizer(model)
 
 

@@ -640,7 +640,7 @@ def test_sizes_without_end_are_refused_at_once(marian_folder: Path, tmp_path: Pa
     [
         (b"{", "config.json is not valid JSON"),
         (b"[]", "config.json must hold an object"),
-        (b'{"n_layer": 1, "n_layer": 2}', "the key n_layer is there twice"),
+        (b'{"n_layer": 1, "n_layer": 2}', "the key 'n_layer' is there twice"),
         (b'{"n_layer": NaN}', "NaN is not a JSON value"),
         (b"\xff\xfe", "config.json is not valid JSON"),
         (b"[" * 100_000, "config.json is not valid JSON"),

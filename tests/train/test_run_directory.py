@@ -59,10 +59,10 @@ def test_config_round_trip(tmp_path: Path, bucket: str, remote: bool) -> None:
     assert [path.name for path in run.path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"", b"[" * 100_000, b'{"a": 1, "a": 2}', b'{"a": NaN}'])
 def test_a_config_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config.json (cannot be read as JSON|must hold a JSON object)"):
+    with pytest.raises(ValueError, match=r"config.json (is not valid JSON|must hold an object)"):
         RunDirectory(tmp_path).read_config()
 
 

@@ -195,7 +195,7 @@ def test_where_every_checkpoint_is_damaged_each_is_named(small, run):
 @pytest.mark.parametrize(
     ("file", "old", "new", "sentence"),
     [
-        ("config.json", "{", "", "config.json cannot be read as JSON"),
+        ("config.json", "{", "", "config.json is not valid JSON"),
         ("config.json", '"seed"', '"sead"', "sead is not a field of this version; the nearest is seed"),
         ("tokenizer/jumok_tokenizer.json", '"bytes"', '"bites"', "tokenizer"),
         ("tokenizer/jumok_tokenizer.json", "{", "", "tokenizer"),
