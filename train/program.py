@@ -91,8 +91,8 @@ class Program:
     def weights_of(self, source: Source, report: Callable[[str], None]) -> Params:
         """Of another model's weights those that this one has; `report` is told of what begins afresh or is left.
 
-        A distillation's are its teacher's, and a head that tells other classes apart is left. Raises ValueError where a weight has
-        another shape.
+        A distillation's are its teacher's, and a head that tells other classes apart is left. Raises ValueError
+        where a weight has another shape.
         """
         declared = self.plan.declared
         prefix = "teacher." if isinstance(self.config.model, DistillationConfig) else ""
