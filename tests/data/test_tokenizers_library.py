@@ -332,7 +332,11 @@ def test_a_model_of_ours_is_run_by_its_own_library(english, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changes", "sentence"),
     [
-        ("llama 2", {"tokenizer.json": b""}, r"the tokenizers library cannot read tokenizer.json \(Expecting value.*copy it anew"),
+        (
+            "llama 2",
+            {"tokenizer.json": b""},
+            r"the tokenizers library cannot read tokenizer.json \(Expecting .*copy it anew",
+        ),
         ("llama 2", {"tokenizer.json": b'{"model": 3}'}, r"the tokenizers library cannot read tokenizer.json \("),
         ("llama 2", {"tokenizer.json": b"\xff{}"}, r"the tokenizers library cannot read tokenizer.json \('utf-8'"),
         (
