@@ -43,9 +43,15 @@ _WEBP_HEAD = 30  # bytes, in which its size stands
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow calls pixels of so many channels
 _DEEP = ("I", "F")  # its modes of more than 8 bits a channel begin with
 _MOST_PIXELS = 40_000_000  # of a picture: each takes up to 4 bytes while it is decoded
-_DAMAGED_ZIP = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError),
-    *(UnicodeDecodeError, OSError),
+_DAMAGED_ZIP = (  # what zipfile raises for a damaged archive, beside its own error: its decompressors' and worse
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+    OSError,
 )
 _THREADS = 8  # that decode
 _TOLD = 256  # pictures after which progress is told

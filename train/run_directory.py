@@ -77,11 +77,11 @@ class RunDirectory:
             raise ValueError(f"{self.config} cannot be read: {first_line(error)}") from error
         return json_object(content, str(self.config))
 
-    def write_traceback(self, text: str) -> epath.Path:
-        """Keeps the traceback of a failure in a file of its own, and returns its path."""
+    def write_traceback(self, text: str, kind: str = "traceback") -> epath.Path:
+        """Keeps the traceback of a failure in a file of its own, whose name begins with `kind`; returns its path."""
         self.create()
         moment = time.strftime("%Y%m%d-%H%M%S")
-        path = self.path / f"traceback-{moment}-{socket.gethostname()}-{os.getpid()}.txt"
+        path = self.path / f"{kind}-{moment}-{socket.gethostname()}-{os.getpid()}.txt"
         write_atomically(path, text)
         return path
 

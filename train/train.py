@@ -105,6 +105,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 time_use.go_on_from(record["time"])
         else:
             step, items, record = 0, {}, {}
+            if resumes and (row_before := first_row(run.metrics)):
+                time_use.go_on_without_checkpoint(row_before)
             if config.starts_from and resumes:  # it ended before its first checkpoint
                 source = load_source(config.starts_from, config.mesh, console.say)
                 given = program.weights_of(source, console.say)
@@ -136,8 +138,6 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 run.write_config(to_json(config))
 
         stop_request = open_things.enter_context(StopRequest())
-        if resumes and not newest and (row_before := first_row(run.metrics)):
-            time_use.go_on_without_checkpoint(row_before)
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
         begin = int(state.examples_seen)

@@ -3,7 +3,6 @@
 import contextlib
 import faulthandler
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -89,15 +88,14 @@ class Watchdog:
         said = f"step {self._ended + 1} has not ended after {waited:.0f} s" + (
             f", where the median is {statistics.median(self._seconds):.3g} s" if self._seconds else ""
         )
-        with tempfile.TemporaryFile("w+") as file:  # the stacks are written by C code, to a file of this machine
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            stacks = file.read()
-        name = f"hang-{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}.txt"
+        with tempfile.TemporaryFile("w+") as dump:  # the stacks are written by C code, to a file of this machine
+            faulthandler.dump_traceback(dump, all_threads=True)
+            dump.seek(0)
+            stacks = dump.read()
         try:
-            (self._run.path / name).write_text(f"{said}\n\n{stacks}")
-            where = f"every thread's stack is in {self._run.path / name}"
-        except OSError as error:
+            file = self._run.write_traceback(f"{said}\n\n{stacks}", "hang")
+            where = f"every thread's stack is in {file}"
+        except (OSError, ValueError) as error:
             where = (
                 f"every thread's stack follows, since it could not be written to {self._run.path} ({error})\n{stacks}"
             )

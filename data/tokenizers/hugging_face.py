@@ -26,7 +26,7 @@ _BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")
 _BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
-_MOST_GROWTH = 64
+_MOST_GROWTH = 64  # times that normalizing or decoding may lengthen a text: no tokenizer of use comes near
 
 # The patterns of Llama 3 and of Qwen 2, in which, as in GPT-2's, a space that follows on a word begins a token.
 _LLAMA3 = (

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.dataset import RowKind
 from data.tokenizers.base import Tokenizer
+from model.layers import split_key
 from train.objectives.cross_entropy import cross_entropy
 from train.objectives.objective import DeviceBatch
 from train.pixels import pixel_values
@@ -83,7 +84,7 @@ class Classify:
         }
 
     def _logits(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> jax.Array:
-        stack_key, head_key = (None, None) if key is None else jax.random.split(key)
+        stack_key, head_key = split_key(key)
         hidden_BLD = self._hidden(model, batch, stack_key)
         with jax.named_scope("logits"):
             return model.class_logits(hidden_BLD, key=head_key)

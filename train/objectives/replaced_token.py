@@ -18,6 +18,7 @@ from data.dataset import Prepare, RowKind
 from data.loader import Batch
 from data.order import mix
 from data.tokenizers.base import Tokenizer
+from model.layers import split_key
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats
 from train.objectives.objective import DeviceBatch
 
@@ -103,7 +104,7 @@ class ReplacedToken:
         self, model: Any, batch: DeviceBatch, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The generator's nats [B, P]; where a token is replaced, the nats of that, and where suspected, all [B, L]."""
-        generator_key, discriminator_key, head_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        generator_key, discriminator_key, head_key = split_key(key, 3)
         places = batch["positions"], batch["segments"]
         generator = model.whole_generator()
         hidden_BLD, _ = generator.hidden(batch["tokens"], *places, key=generator_key)

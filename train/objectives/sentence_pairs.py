@@ -17,6 +17,7 @@ from data.loader import Batch
 from data.sentence_pairs import Relation, join, sentence_ends
 from data.tokenizers.base import Tokenizer
 from model.encoder import EncoderConfig
+from model.layers import split_key
 from train.objectives.cross_entropy import cross_entropy
 from train.objectives.masked_lm import MaskedLM, MaskedLMConfig, masked_logits, masked_nats, masking
 from train.objectives.objective import DeviceBatch
@@ -100,7 +101,7 @@ class SentencePairs:
 
     def _scores(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Nats of the chosen tokens [B, P] and of the relations [B], and whether these are right."""
-        stack_key, head_key = (None, None) if key is None else jax.random.split(key)
+        stack_key, head_key = split_key(key)
         inputs = (batch[name] for name in ("tokens", "positions", "segments", "types"))
         hidden_BLD, _ = model.hidden(*inputs, key=stack_key)
         nats_BP = masked_nats(masked_logits(model, hidden_BLD, batch), batch)
