@@ -25,13 +25,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
+from train.digest import array_digest, hexadecimal
 from train.run_directory import StorageError, first_line, is_local, is_step, json_text
 
 FORMAT = 1
@@ -149,7 +149,7 @@ class Checkpoints:
         trees = {item: _flatten(tree) for item, tree in items.items()}
         digests = _digests(trees)
         arrays = {
-            f"{item}/{name}": {"digest": _hex(digests[item][name]), **_description(array)}
+            f"{item}/{name}": {"digest": hexadecimal(digests[item][name]), **_description(array)}
             for item, tree in trees.items()
             for name, array in tree.items()
         }
@@ -232,7 +232,7 @@ class Checkpoints:
         digests = _digests(trees)
         for item, tree in digests.items():
             for name, digest in tree.items():
-                if _hex(digest) != manifest["arrays"][f"{item}/{name}"]["digest"]:
+                if hexadecimal(digest) != manifest["arrays"][f"{item}/{name}"]["digest"]:
                     raise DamagedCheckpoint(step, f"{item}/{name} holds other values than were saved")
         if set(wanted) == {name.split("/")[0] for name in manifest["arrays"]}:
             self._intact.add(step)
@@ -241,17 +241,18 @@ class Checkpoints:
             for item, tree in wanted.items()
         }
 
-    def newest(self, abstract: Items) -> tuple[int, Items, dict[str, Any]] | None:
+    def newest(self, abstract: Items, multiple_of: int = 1) -> tuple[int, Items, dict[str, Any]] | None:
         """The newest step that verifies, its items and its record; None where nothing was saved.
 
         Args:
             abstract: as for `restore`.
+            multiple_of: steps that are multiples of this come before all others.
 
         Raises:
             ValueError: there are checkpoints, and none verifies.
         """
         reasons = []
-        for step in reversed(self.steps()):
+        for step in sorted(self.steps(), key=lambda step: (step % multiple_of == 0, step), reverse=True):
             try:
                 return step, self.restore(step, abstract), self.record(step)
             except DamagedCheckpoint as damage:
@@ -488,49 +489,10 @@ def _sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _hex(digest: Any) -> str:
-    return "".join(f"{int(part):08x}" for part in digest)
-
-
 def _digests(trees: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, Any]]:
     """The digests of all arrays, on the host.
 
     One array after the other: where several programs run at once on simulated CPU devices, XLA's collectives may wait
     for each other for ever.
     """
-    return jax.tree.map(lambda array: jax.device_get(_digest(array)), trees)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which each bit depends on each (lowbias32 of Chris Wellons's hash prospector)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-@jax.jit
-def _digest(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two uint32 that differ, but for a chance of 2^-64, if any bit of an array differs or elements change places.
-
-    Each is the wrap-around sum over the elements of hash(bits, hash of the index in each dimension): integer addition
-    commutes, so every sharding over every mesh gives the same sum, and the bijective hash lets no single change go
-    unseen. Indices are hashed per dimension because a flat index would overflow. One reduction carries both sums:
-    nothing of the array's size is written, which two reductions do on CPU.
-    """
-    if array.dtype == jnp.bool_:
-        bits = array.astype(jnp.uint32)
-    else:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    hashes = []
-    for seed in (0x9E3779B9, 0x85EBCA6B):
-        key = jnp.uint32(seed)
-        for axis, size in enumerate(bits.shape):
-            index = jax.lax.iota(jnp.uint32, size) + jnp.uint32(seed * (2 * axis + 3) % 2**32)
-            key += jax.lax.expand_dims(_mix(index), [other for other in range(bits.ndim) if other != axis])
-        hashes.append(_mix(bits ^ key))
-    zero = jnp.uint32(0)
-    first, second = jax.lax.reduce(
-        tuple(hashes), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(bits.ndim))
-    )
-    return first, second
+    return jax.tree.map(lambda array: jax.device_get(array_digest(array)), trees)

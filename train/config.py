@@ -31,6 +31,7 @@ from train.objectives.causal_lm import CausalLMConfig
 from train.objectives.distill import DistillConfig
 from train.objectives.table import ObjectiveConfig, check_data, check_model
 from train.optimizer import OptimizerConfig
+from train.spikes import SpikeConfig
 
 OPERATIONAL = {"operational": True}
 
@@ -97,6 +98,8 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute dtype; auto: bfloat16 on accelerators
     deterministic: bool = _operational(False)  # bit-equal repetition on GPUs too, slower
     nonfinite_limit: int = _operational(20)  # steps in a row without finite gradients that end the run
+    spikes: SpikeConfig = SpikeConfig()
+    replicas_every: int = _operational(0)  # steps after which the devices' copies of the state are compared (0: never)
     hang_seconds: float = _operational(60.0)  # a step of more, and of 3 times the median, ends the run (0: never)
     init_from: Annotated[str | None, tyro.conf.arg(name="from")] = (
         None  # RUN or Hugging Face folder whose model, tokenizer and weights it starts from
@@ -124,6 +127,10 @@ _LEAST = {
     "micro_batches": 1,
     "nonfinite_limit": 1,
     "hang_seconds": 0,
+    "spikes.deviations": 0,
+    "spikes.skip": 0,
+    "spikes.limit": 0,
+    "replicas_every": 0,
     "log.every": 1,
     "evaluate.every": 0,
     "evaluate.tokens": 0,

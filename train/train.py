@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 # Run as a file, `train` must come to mean the package, and the process is prepared before JAX is imported.
@@ -18,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from data.dataset import Dataset
 from data.images import ImageDataset
@@ -42,9 +44,11 @@ from train.metrics import Metrics, ProgressLine, first_row
 from train.objectives.objective import WindowObjective
 from train.perplexity import unigram_score
 from train.program import Program
-from train.report import Profile, StepReport, announce, describe_mixture, drawn
+from train.replicas import ReplicaCheck
+from train.report import Diverged, Profile, StepReport, announce, describe_mixture, drawn
 from train.run_directory import RunDirectory, writing
 from train.signals import Stopped, StopRequest
+from train.spikes import Spike, SpikeWatch
 from train.state import TrainState
 from train.time_use import TimeUse
 from train.watchdog import Watchdog
@@ -55,8 +59,24 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
 
     What is refused (ValueError) is refused before anything is written in the run directory.
     """
-    time_use = TimeUse(console.began)
     join(config.cluster)
+    began, position, rewound = console.began, 0, 0
+    while True:
+        try:
+            return _train(config, console, began, position)
+        except Spike as spike:
+            if rewound == config.spikes.limit:
+                raise Diverged(
+                    f"{spike}, and this start of the run has gone back {config.spikes.limit} times before; begin anew "
+                    "with a lower --optimizer.learning-rate, or go on with a higher --spikes.limit"
+                ) from None
+            console.say(f"{spike}; the run goes back to its newest checkpoint, and on with the data behind the spike")
+            began, position, rewound = time.time(), spike.position, rewound + 1
+
+
+def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> dict[str, Any]:
+    """Trains from where the run directory stands, at the earliest from the data position `skip_to` on."""
+    time_use = TimeUse(began)
     console.quiet = console.quiet or jax.process_index() > 0
     run = RunDirectory(config.folder)
     resumes = run.exists()
@@ -96,7 +116,9 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         # fresh weights.
         if resumes and checkpoints.steps() == [0]:
             raise ValueError(f"{run} holds imported weights; train them with --from {run} and another --run-dir")
-        newest = checkpoints.newest(_items(program.abstract)) if resumes else None
+        # Behind a spike, those that an interruption left do not count: interrupted or not, a run goes back as far.
+        regular = config.checkpoint.every if skip_to else 1
+        newest = checkpoints.newest(_items(program.abstract), regular) if resumes else None
         if newest:
             step, items, record = newest
             state = TrainState(**items["progress"], params=items["params"], opt_state=items["opt_state"])
@@ -112,6 +134,11 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 given = program.weights_of(source, console.say)
             state = program.first_state(given)
         source = given = None  # frees the weights that it starts from
+        begin = int(state.examples_seen)
+        left_out = record.get("left_out", [])
+        if skip_to > begin:
+            left_out, begin = [*left_out, [begin, skip_to]], skip_to
+            state = replace(state, examples_seen=jax.device_put(np.uint32(begin), state.examples_seen.sharding))
         agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
@@ -140,9 +167,10 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
         stop_request = open_things.enter_context(StopRequest())
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
         line = open_things.enter_context(ProgressLine(last, step))
-        begin = int(state.examples_seen)
         watchdog = open_things.enter_context(Watchdog(run, config.hang_seconds))
         report = StepReport(config, row, metrics, line, watchdog, time_use, step, begin)
+        spikes = SpikeWatch(config.spikes, config.batch_size, record.get("losses", ()))
+        replicas = ReplicaCheck(program.mesh, program.abstract, config.replicas_every)
         held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
 
@@ -164,6 +192,8 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
             with profile.of(step):
                 state, step_metrics = compiled(state, batch)
             report.after(step, step_metrics)
+            spikes.after(step, position, step_metrics["loss"])
+            replicas.after(step, state)
             checkpoints.check()
             lock_is_ours()
 
@@ -177,8 +207,11 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
                 report.write(figures)
                 if stopped or step == last or step % config.checkpoint.every == 0:
                     with watchdog.pause(), time_use.of("checkpoint"):
+                        spikes.settle()
+                        replicas.now(step, state)
                         seen = position + config.batch_size
                         record = _record(config, dataset, report, time_use, step, seen, figures)
+                        record |= {"losses": spikes.record(), "left_out": left_out}
                         # Rows up to a step are durable before its checkpoint commits.
                         checkpoints.save(step, _items(state), record, first=metrics.flush)
                 report.restart_clock()

@@ -17,8 +17,9 @@ from train.config import LogConfig, RunConfig, SampleConfig, to_json
 from train.console import Console
 from train.objectives.table import usual_objective
 from train.optimizer import OptimizerConfig
+from train.program import Program
 from train.run_directory import RunDirectory
-from train.state import blueprint
+from train.state import TrainState, blueprint
 from train.train import main
 
 _LICENCE = Path(__file__).resolve().parents[2] / "LICENSE"
@@ -59,6 +60,24 @@ def uninterrupted(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) ->
     """That run, done in one go, and what it returned. Not to be written to."""
     config = dataclasses.replace(small, run_dir=str(tmp_path_factory.mktemp("runs") / "uninterrupted"))
     return config, main(config, Console())
+
+
+@pytest.fixture
+def after_each_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[TrainState, Any], Any]], None]:
+    """A function (change): from then on, what runs compute in a step is change(state, metrics), as if hardware had."""
+    compile_step = Program.compile_step
+
+    def change_each(change: Callable[[TrainState, Any], Any]) -> None:
+        class Changed:
+            def __init__(self, compiled: Any):
+                self.memory_analysis, self._compiled = compiled.memory_analysis, compiled
+
+            def __call__(self, state: TrainState, batch: Any) -> Any:
+                return change(*self._compiled(state, batch))
+
+        monkeypatch.setattr(Program, "compile_step", lambda self, row: Changed(compile_step(self, row)))
+
+    return change_each
 
 
 @pytest.fixture(scope="session")

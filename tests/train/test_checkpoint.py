@@ -21,7 +21,8 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from train.checkpoint import CheckpointConfig, Checkpoints, DamagedCheckpoint, _digest, _hex, _sha256
+from train.checkpoint import CheckpointConfig, Checkpoints, DamagedCheckpoint, _sha256
+from train.digest import array_digest, hexadecimal
 from train.run_directory import StorageError
 
 SPECS = {
@@ -126,7 +127,7 @@ def test_digest_is_the_same_on_every_mesh_and_sees_any_change() -> None:
     values = np.random.default_rng(0).standard_normal((8, 6, 4)).astype(np.float32)
 
     def digest(array: np.ndarray, *spec: str | None, shape: tuple[int, int] = (1, 1)) -> str:
-        return _hex(_digest(jax.device_put(array, NamedSharding(make_mesh(*shape), PartitionSpec(*spec)))))
+        return hexadecimal(array_digest(jax.device_put(array, NamedSharding(make_mesh(*shape), PartitionSpec(*spec)))))
 
     expected = digest(values)
     assert digest(values, "fsdp", shape=(8, 1)) == expected
@@ -152,14 +153,14 @@ def test_digest_sees_one_bit_of_every_dtype(dtype: str) -> None:
     array = np.zeros(16, dtype)
     changed = array.copy()
     changed.view(np.uint8)[array.itemsize * 5] = 1
-    assert _hex(_digest(jnp.asarray(array))) != _hex(_digest(jnp.asarray(changed)))
+    assert hexadecimal(array_digest(jnp.asarray(array))) != hexadecimal(array_digest(jnp.asarray(changed)))
 
 
 def test_digest_of_elements_is_a_bijection_and_costs_no_copy() -> None:
     many = np.arange(2**16, dtype=np.uint32)
-    digests = {_hex(digest) for digest in zip(*map(np.asarray, jax.vmap(_digest)(many)), strict=True)}
+    digests = {hexadecimal(digest) for digest in zip(*map(np.asarray, jax.vmap(array_digest)(many)), strict=True)}
     assert len(digests) == len(many)
-    compiled = _digest.lower(jax.ShapeDtypeStruct((512, 1024), jnp.float32)).compile()
+    compiled = array_digest.lower(jax.ShapeDtypeStruct((512, 1024), jnp.float32)).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 4096

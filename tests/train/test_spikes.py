@@ -1,0 +1,111 @@
+"""After a spike a run goes back and past it, and does so again bit for bit when it is interrupted."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from train.checkpoint import CheckpointConfig, Checkpoints
+from train.config import RunConfig
+from train.console import Console
+from train.mesh import MeshConfig
+from train.report import Diverged
+from train.spikes import Spike, SpikeConfig, SpikeWatch
+from train.state import TrainState
+from train.train import main
+
+USUAL = [3.0 + 0.01 * (i % 5) for i in range(40)]
+
+
+def judged(losses: list[float], config: SpikeConfig) -> SpikeWatch:
+    watch = SpikeWatch(config, 8)
+    for i, loss in enumerate(losses):
+        watch.after(i + 1, 8 * i, jnp.float32(loss))
+    watch.settle()
+    return watch
+
+
+@pytest.mark.core
+def test_a_spike_is_what_is_far_over_the_median():
+    config = SpikeConfig(deviations=20, skip=3)
+    judged([*USUAL, 3.15, 2.0, float("nan")], config)
+    judged([*USUAL, 9.0], SpikeConfig())
+    judged([*USUAL[:10], 9.0], config)  # too early to say
+    with pytest.raises(Spike, match=r"step 41: the loss is 3.5, and its median was 3.02") as spike:
+        judged([*USUAL, 3.5, 3.0], config)
+    assert spike.value.position == 8 * (40 + 1 + 3)
+
+
+@pytest.mark.core
+def test_what_is_remembered_judges_as_before():
+    config = SpikeConfig(deviations=20)
+    watch = SpikeWatch(config, 8, json.loads(json.dumps(judged(USUAL, config).record())))
+    watch.after(41, 320, jnp.float32(3.5))
+    with pytest.raises(Spike):
+        watch.settle()
+
+
+def spoilt(*positions: int) -> Callable[[TrainState, Any], Any]:
+    """What makes the loss of the batches of two at these data positions a spike."""
+    return lambda state, metrics: (
+        state,
+        metrics | {"loss": metrics["loss"] + (100.0 if int(state.examples_seen) - 2 in positions else 0.0)},
+    )
+
+
+def result_of(run: Path) -> tuple[dict[int, float], list[list[int]], str]:
+    """The losses by step, what was left out, and the digest of the weights."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        last = checkpoints.steps()[-1]
+        left_out = checkpoints.record(last)["left_out"]
+        return {row["step"]: row["learning/loss"] for row in rows}, left_out, checkpoints.digest(last, "params")
+
+
+def test_a_run_leaves_a_spike_behind_the_same_way_however_it_is_interrupted(
+    small: RunConfig, tmp_path: Path, after_each_step: Any, capsys: pytest.CaptureFixture[str]
+):
+    config = dataclasses.replace(
+        small,
+        steps=50,
+        batch_size=2,
+        micro_batches=1,
+        mesh=MeshConfig(fsdp=2, tensor=4),
+        checkpoint=CheckpointConfig(every=15),
+        spikes=SpikeConfig(deviations=30, skip=2),
+    )
+    after_each_step(spoilt(2 * 35))  # in step 36
+    whole = dataclasses.replace(config, run_dir=str(tmp_path / "whole"))
+    assert main(whole, Console())["step"] == 50
+    assert "step 36: the loss is 10" in capsys.readouterr().out
+    losses, left_out, weights = result_of(tmp_path / "whole")
+    assert list(losses) == list(range(1, 51))
+    assert max(losses.values()) < 10
+    assert left_out == [[60, 76]]  # from the checkpoint of step 30, over step 36, and two batches more
+
+    # One that is stopped before the spike, right after it went back, and when the spike is behind it.
+    parts = dataclasses.replace(config, run_dir=str(tmp_path / "parts"))
+    for steps in (33, 2, 8):
+        main(dataclasses.replace(parts, stop_after=steps), Console())
+    main(parts, Console())
+    assert result_of(tmp_path / "parts") == (losses, left_out, weights)
+
+
+def test_a_run_that_spikes_again_and_again_ends(small: RunConfig, tmp_path: Path, after_each_step: Any):
+    after_each_step(spoilt(*range(60, 2000, 2)))
+    config = dataclasses.replace(
+        small,
+        steps=40,
+        batch_size=2,
+        micro_batches=1,
+        mesh=MeshConfig(data=2, tensor=4),
+        run_dir=str(tmp_path),
+        checkpoint=CheckpointConfig(every=25),
+        spikes=SpikeConfig(deviations=30, limit=1),
+    )
+    with pytest.raises(Diverged, match="step 26: .* has gone back 1 times before"):
+        main(config, Console())

@@ -1,0 +1,78 @@
+"""Spikes of the loss: found by the steps before them, and left behind by going back and past the data."""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+import jax
+
+_REMEMBERED = 100  # steps before one, by which it is judged
+_LEAST = 20  # of them, before which nothing is judged
+_AT_ONCE = 16  # losses that are read together, so that the devices seldom wait for the host
+
+
+@dataclass(frozen=True)
+class SpikeConfig:
+    """What a spike of the loss is, and how a run goes on after one.
+
+    A loss is a spike that is over the median of the 100 steps before it by `deviations` times their median absolute
+    deviation (0: none is; 20 leaves what is usual alone). The run then goes back to its newest checkpoint, and on with
+    the data behind the spike, of which it leaves out another `skip` batches; at most `limit` times a start.
+    """
+
+    deviations: float = field(default=0.0, metadata={"operational": True})
+    skip: int = field(default=0, metadata={"operational": True})
+    limit: int = field(default=5, metadata={"operational": True})
+
+
+class Spike(RuntimeError):
+    """The loss of a step is out of all proportion. `position` is that of the data from which to go on."""
+
+    def __init__(self, step: int, loss: float, median: float, position: int):
+        super().__init__(f"step {step}: the loss is {loss:.4g}, and its median was {median:.4g}")
+        self.position = position
+
+
+class SpikeWatch:
+    """Judges each step's loss by those before it: a function of these alone, so that a run repeats exactly.
+
+    Args:
+        config: what a spike is.
+        batch_size: examples of a step.
+        losses: those before the first step, as `record` gave them.
+    """
+
+    def __init__(self, config: SpikeConfig, batch_size: int, losses: Sequence[float] = ()):
+        self._config, self._batch_size = config, batch_size
+        self._losses = deque(losses, maxlen=_REMEMBERED)
+        self._waiting: list[tuple[int, int, jax.Array]] = []
+
+    def after(self, step: int, position: int, loss: jax.Array) -> None:
+        """Takes a step's loss, still on the devices, and its batch's data position; raises Spike for one before."""
+        if self._config.deviations:
+            if len(self._waiting) >= _AT_ONCE:
+                self.settle()
+            self._waiting.append((step, position, loss))
+
+    def settle(self) -> None:
+        """Judges all that were taken; raises Spike at the first that is one."""
+        waiting, self._waiting = self._waiting, []
+        losses = jax.device_get([loss for _, _, loss in waiting])
+        for (step, position, _), value in zip(waiting, losses, strict=True):
+            self._judge(step, position, float(value))
+
+    def record(self) -> list[float]:
+        """What is to be remembered with a checkpoint."""
+        return list(self._losses)
+
+    def _judge(self, step: int, position: int, loss: float) -> None:
+        if not isfinite(loss):  # such a step has changed nothing
+            return
+        if len(self._losses) >= _LEAST:
+            median = statistics.median(self._losses)
+            deviation = statistics.median(abs(other - median) for other in self._losses)
+            if loss - median > self._config.deviations * deviation:
+                raise Spike(step, loss, median, position + (1 + self._config.skip) * self._batch_size)
+        self._losses.append(loss)
