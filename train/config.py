@@ -31,6 +31,7 @@ from train.objectives.causal_lm import CausalLMConfig
 from train.objectives.distill import DistillConfig
 from train.objectives.table import ObjectiveConfig, check_data, check_model
 from train.optimizer import OptimizerConfig
+from train.ramp import BatchSizes, RampConfig
 from train.spikes import SpikeConfig
 
 OPERATIONAL = {"operational": True}
@@ -95,6 +96,7 @@ class RunConfig:
     seed: int = 0  # of weights, order, dropout and sampling
     batch_size: int = _operational(32)  # sequences a step, over all devices
     micro_batches: int = _operational(1)  # parts that a batch is computed in, one after another
+    ramp: RampConfig = RampConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute dtype; auto: bfloat16 on accelerators
     deterministic: bool = _operational(False)  # bit-equal repetition on GPUs too, slower
     nonfinite_limit: int = _operational(20)  # steps in a row without finite gradients that end the run
@@ -112,6 +114,11 @@ class RunConfig:
         return self.objective.teacher if isinstance(self.objective, DistillConfig) else self.init_from
 
     @property
+    def batches(self) -> BatchSizes:
+        """The rows of each step."""
+        return BatchSizes(self.batch_size, self.micro_batches, self.ramp)
+
+    @property
     def folder(self) -> str:
         """The run directory."""
         return self.run_dir or f"runs/{self.name}"
@@ -125,6 +132,8 @@ _LEAST = {
     "seed": 0,
     "batch_size": 1,
     "micro_batches": 1,
+    "ramp.batch_size": 0,
+    "ramp.steps": 0,
     "nonfinite_limit": 1,
     "hang_seconds": 0,
     "spikes.deviations": 0,
@@ -199,7 +208,8 @@ def validate(config: RunConfig) -> None:
         raise ValueError(f"seed={config.seed} must be less than 2147483648")
     if config.batch_size % config.micro_batches:
         raise ValueError(f"batch_size={config.batch_size} must be a multiple of micro_batches={config.micro_batches}")
-    if (examples := config.steps * config.batch_size) >= 2**32:
+    config.batches.validate()
+    if (examples := config.batches.examples(config.steps)) >= 2**32:
         raise ValueError(
             f"steps={config.steps} x batch_size={config.batch_size} are {examples:,} examples, and a run counts less "
             f"than {2**32:,}; take fewer steps, or longer rows with --data.max-length"

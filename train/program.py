@@ -43,7 +43,8 @@ class Program:
         """
         objective = make_objective(config.objective)
         for length in config.data.lengths or (0,):
-            check_batch(mesh, config.batch_size, config.micro_batches, length, objective.length_multiple)
+            for rows in config.batches.sizes:
+                check_batch(mesh, rows, config.batches.parts(rows), length, objective.length_multiple)
         plan = blueprint(config.model)
         frozen = FROZEN if isinstance(config.model, DistillationConfig) else ()
         trainable = trainable_names(plan.declared, (*config.freeze, *frozen))
@@ -67,19 +68,23 @@ class Program:
             placed = {name: jax.device_put(value, shardings.params[name]) for name, value in (params or {}).items()}
             return jax.jit(start, out_shardings=shardings)(placed)
 
-    def compile_step(self, row: Mapping[str, np.ndarray]) -> Any:
-        """The step (state, batch) -> (state, metrics) for batches of rows like `row`, compiled, its state donated."""
+    def compile_step(self, row: Mapping[str, np.ndarray], rows: int | None = None) -> Any:
+        """The step (state, batch) -> (state, metrics), compiled, its state donated.
+
+        A batch has `rows` rows (by default those of a whole batch) like `row`.
+        """
+        rows = rows or self.config.batch_size
         step = make_step(
             self.plan,
             self.objective,
             self.optimizer,
             self.schedule,
             trainable=self.trainable,
-            micro_batches=self.config.micro_batches,
+            micro_batches=self.config.batches.parts(rows),
             dtype=self.config.precision,
             seed=self.config.seed,
         )
-        shapes = {name: (self.config.batch_size, *array.shape) for name, array in row.items()}
+        shapes = {name: (rows, *array.shape) for name, array in row.items()}
         batch = {
             name: jax.ShapeDtypeStruct(shape, row[name].dtype, sharding=batch_sharding(self.mesh, shape))
             for name, shape in shapes.items()

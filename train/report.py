@@ -19,6 +19,7 @@ from train.held_out import summary
 from train.mesh import describe_mesh
 from train.metrics import Metrics, ProgressLine
 from train.program import Program, tokens_per_row
+from train.ramp import Turn
 from train.run_directory import RunDirectory
 from train.step import Metrics as StepMetrics
 from train.time_use import TimeUse
@@ -45,7 +46,10 @@ def announce(
     config, model, device = program.config, program.config.model, jax.local_devices()[0]
     needed, state, limit = step_bytes(compiled), program.state_bytes(), memory_limit(device)
     batch, length, parts = config.batch_size, tokens_per_row(model, row), config.micro_batches
-    examples = config.steps * batch
+    examples = config.batches.examples(config.steps)
+    ramp = (
+        f", from {config.ramp.batch_size} rows on doubled in {config.ramp.steps:,} steps" if config.ramp.steps else ""
+    )
     rows = sum(map(len, loader.sources))
     filled = sum(source.fill * len(source) for source in loader.sources) / rows
     shown = {
@@ -54,7 +58,7 @@ def announce(
         "memory a device": f"{_size(needed)}, {_size(state)} of it parameters and optimizer"
         + (f"; the limit is {_size(limit)}" if limit else ""),
         **dataset.describe(),
-        "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else ""),
+        "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else "") + ramp,
         "rows": f"{rows:,} of {length:,} tokens"
         + ("" if "images" in row else f", {filled:.1%} filled")
         + "".join(f", {source.left_out}" for source in loader.sources if source.left_out),
@@ -143,12 +147,10 @@ class StepReport:
         self.tokens_a_row = tokens_per_row(config.model, row)
         self._config, self._metrics, self._line = config, metrics, line
         self._watchdog, self._time_use = watchdog, time_use
-        self._waiting: tuple[int, StepMetrics] | None = None
+        self._waiting: tuple[Turn, StepMetrics] | None = None
         self._row: dict[str, Any] | None = None
-        self._clock = (start, time.monotonic())
+        self._clock = (start, examples, time.monotonic())  # up to where the last row's speed was measured
         self._nonfinite = 0
-        self._tokens = config.batch_size * self.tokens_a_row
-        self._before = examples * self.tokens_a_row - start * self._tokens  # steps may have been of other sizes
         self._flops = train_flops_per_row(config.model, row) / self.tokens_a_row
         self._palm_flops = None
         if isinstance(config.model, DecoderConfig | EncoderConfig):  # it is defined for one stack of layers
@@ -157,17 +159,17 @@ class StepReport:
         self._peak = peak_flops(self._device)
         self.loss: float | None = None
 
-    def after(self, step: int, metrics: StepMetrics) -> None:
+    def after(self, turn: Turn, metrics: StepMetrics) -> None:
         """Takes the metrics of a step, still on the devices, and writes those of the step before it that was due."""
         if self._waiting is not None:
             self._read()
             self.write()
-        if step % self._config.log.every == 0 or step == 1:
-            self._waiting = (step, metrics)
+        if turn.step % self._config.log.every == 0 or turn.step == 1:
+            self._waiting = (turn, metrics)
 
-    def settle(self, step: int, metrics: StepMetrics) -> None:
+    def settle(self, turn: Turn, metrics: StepMetrics) -> None:
         """Waits for this step, and keeps its row back until `write` adds what is evaluated after it."""
-        self._waiting = (step, metrics)
+        self._waiting = (turn, metrics)
         self._read()
 
     def write(self, evaluation: dict[str, Any] | None = None) -> None:
@@ -191,22 +193,24 @@ class StepReport:
 
     def restart_clock(self) -> None:
         """Leaves the time since the last row out of the next one's speed."""
-        self._clock = (self._clock[0], time.monotonic())
+        self._clock = (*self._clock[:2], time.monotonic())
 
     def _read(self) -> None:
         """Brings the waiting metrics to the host, which waits for their step, and shows them."""
         assert self._waiting is not None
-        (step, metrics), self._waiting = self._waiting, None
+        (turn, metrics), self._waiting = self._waiting, None
+        step, examples = turn.step, turn.position + turn.rows
         host = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        before, self._clock = self._clock, (step, time.monotonic())
-        seconds = (self._clock[1] - before[1]) / max(1, step - before[0])
+        (step_before, examples_before, then), self._clock = self._clock, (step, examples, time.monotonic())
+        elapsed = self._clock[2] - then
+        seconds = elapsed / max(1, step - step_before)
         self._watchdog.ended(step, seconds)
-        rate = self._tokens / seconds / jax.device_count()
+        rate = (examples - examples_before) * self.tokens_a_row / elapsed / jax.device_count()
         utilisation = mfu(rate, self._flops, self._peak)
         self.loss = host["loss"]
         self._row = {
             "step": step,
-            "tokens": self._before + step * self._tokens,
+            "tokens": examples * self.tokens_a_row,
             **{_CURVES.get(name, f"learning/{name}"): value for name, value in host.items()},
             "perf/step_time_seconds": seconds,
             "perf/per_device_tokens_per_sec": rate,

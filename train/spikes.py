@@ -8,6 +8,8 @@ from math import isfinite
 
 import jax
 
+from train.ramp import Turn
+
 _REMEMBERED = 100  # steps before one, by which it is judged
 _LEAST = 20  # of them, before which nothing is judged
 _AT_ONCE = 16  # losses that are read together, so that the devices seldom wait for the host
@@ -40,39 +42,38 @@ class SpikeWatch:
 
     Args:
         config: what a spike is.
-        batch_size: examples of a step.
         losses: those before the first step, as `record` gave them.
     """
 
-    def __init__(self, config: SpikeConfig, batch_size: int, losses: Sequence[float] = ()):
-        self._config, self._batch_size = config, batch_size
+    def __init__(self, config: SpikeConfig, losses: Sequence[float] = ()):
+        self._config = config
         self._losses = deque(losses, maxlen=_REMEMBERED)
-        self._waiting: list[tuple[int, int, jax.Array]] = []
+        self._waiting: list[tuple[Turn, jax.Array]] = []
 
-    def after(self, step: int, position: int, loss: jax.Array) -> None:
-        """Takes a step's loss, still on the devices, and its batch's data position; raises Spike for one before."""
+    def after(self, turn: Turn, loss: jax.Array) -> None:
+        """Takes a step's loss, still on the devices; raises Spike for one before."""
         if self._config.deviations:
             if len(self._waiting) >= _AT_ONCE:
                 self.settle()
-            self._waiting.append((step, position, loss))
+            self._waiting.append((turn, loss))
 
     def settle(self) -> None:
         """Judges all that were taken; raises Spike at the first that is one."""
         waiting, self._waiting = self._waiting, []
-        losses = jax.device_get([loss for _, _, loss in waiting])
-        for (step, position, _), value in zip(waiting, losses, strict=True):
-            self._judge(step, position, float(value))
+        losses = jax.device_get([loss for _, loss in waiting])
+        for (turn, _), loss in zip(waiting, losses, strict=True):
+            self._judge(turn, float(loss))
 
     def record(self) -> list[float]:
         """What is to be remembered with a checkpoint."""
         return list(self._losses)
 
-    def _judge(self, step: int, position: int, loss: float) -> None:
+    def _judge(self, turn: Turn, loss: float) -> None:
         if not isfinite(loss):  # such a step has changed nothing
             return
         if len(self._losses) >= _LEAST:
             median = statistics.median(self._losses)
             deviation = statistics.median(abs(other - median) for other in self._losses)
             if loss - median > self._config.deviations * deviation:
-                raise Spike(step, loss, median, position + (1 + self._config.skip) * self._batch_size)
+                raise Spike(turn.step, loss, median, turn.position + (1 + self._config.skip) * turn.rows)
         self._losses.append(loss)

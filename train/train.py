@@ -44,6 +44,7 @@ from train.metrics import Metrics, ProgressLine, first_row
 from train.objectives.objective import WindowObjective
 from train.perplexity import unigram_score
 from train.program import Program
+from train.ramp import Turn
 from train.replicas import ReplicaCheck
 from train.report import Diverged, Profile, StepReport, announce, describe_mixture, drawn
 from train.run_directory import RunDirectory, writing
@@ -148,14 +149,14 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with console.progress("compiling the step"), time_use.of("compile"):
             row = {name: array[0] for name, array in loader.rows_for(0, range(1)).items()}
-            compiled = program.compile_step(row)
+            compiled = {config.batch_size: program.compile_step(row)}
         announce(
             console,
             program,
             dataset,
             loader,
             row,
-            compiled,
+            compiled[config.batch_size],
             f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
         )
         if jax.process_index() == 0 and not newest:
@@ -169,7 +170,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         line = open_things.enter_context(ProgressLine(last, step))
         watchdog = open_things.enter_context(Watchdog(run, config.hang_seconds))
         report = StepReport(config, row, metrics, line, watchdog, time_use, step, begin)
-        spikes = SpikeWatch(config.spikes, config.batch_size, record.get("losses", ()))
+        spikes = SpikeWatch(config.spikes, record.get("losses", ()))
         replicas = ReplicaCheck(program.mesh, program.abstract, config.replicas_every)
         held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
@@ -180,19 +181,21 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
                 return held_out.score(params, limit, stop_request.break_off)
             return {}
 
-        def make_batch(position: int) -> dict[str, jax.Array]:
-            return place_batch(program.mesh, config.batch_size, lambda places: loader.rows_for(position, places))
+        def make_batch(turn: Turn) -> tuple[Turn, dict[str, jax.Array]]:
+            return turn, place_batch(program.mesh, turn.rows, lambda places: loader.rows_for(turn.position, places))
 
-        positions = range(begin, begin + (last - step) * config.batch_size, config.batch_size)
         open_things.enter_context(time_use.of("steps"))
-        batches = time_use.waiting("data", prefetch(make_batch, positions))
-        for position, batch in zip(positions, batches, strict=True):
-            step += 1
+        batches = time_use.waiting("data", prefetch(make_batch, config.batches.turns(step, last, begin)))
+        for turn, batch in batches:
+            step = turn.step
+            if turn.rows not in compiled:  # the batch has grown
+                with watchdog.pause(), time_use.of("compile"):
+                    compiled[turn.rows] = program.compile_step(row, turn.rows)
             watchdog.begins(step)
             with profile.of(step):
-                state, step_metrics = compiled(state, batch)
-            report.after(step, step_metrics)
-            spikes.after(step, position, step_metrics["loss"])
+                state, step_metrics = compiled[turn.rows](state, batch)
+            report.after(turn, step_metrics)
+            spikes.after(turn, step_metrics["loss"])
             replicas.after(step, state)
             checkpoints.check()
             lock_is_ours()
@@ -200,7 +203,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             evaluates = step == last or (config.evaluate.every and step % config.evaluate.every == 0)
             stopped, figures = stop_request.at(step), {}
             if stopped or evaluates or step % config.checkpoint.every == 0:
-                report.settle(step, step_metrics)
+                report.settle(turn, step_metrics)
                 if evaluates and not stopped:
                     figures = evaluate(state.params, config.evaluate.tokens)
                     stopped = stop_request.heard
@@ -209,7 +212,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
                     with watchdog.pause(), time_use.of("checkpoint"):
                         spikes.settle()
                         replicas.now(step, state)
-                        seen = position + config.batch_size
+                        seen = turn.position + turn.rows
                         record = _record(config, dataset, report, time_use, step, seen, figures)
                         record |= {"losses": spikes.record(), "left_out": left_out}
                         # Rows up to a step are durable before its checkpoint commits.

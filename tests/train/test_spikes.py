@@ -13,6 +13,7 @@ from train.checkpoint import CheckpointConfig, Checkpoints
 from train.config import RunConfig
 from train.console import Console
 from train.mesh import MeshConfig
+from train.ramp import Turn
 from train.report import Diverged
 from train.spikes import Spike, SpikeConfig, SpikeWatch
 from train.state import TrainState
@@ -22,9 +23,9 @@ USUAL = [3.0 + 0.01 * (i % 5) for i in range(40)]
 
 
 def judged(losses: list[float], config: SpikeConfig) -> SpikeWatch:
-    watch = SpikeWatch(config, 8)
+    watch = SpikeWatch(config)
     for i, loss in enumerate(losses):
-        watch.after(i + 1, 8 * i, jnp.float32(loss))
+        watch.after(Turn(i + 1, 8 * i, 8), jnp.float32(loss))
     watch.settle()
     return watch
 
@@ -43,8 +44,8 @@ def test_a_spike_is_what_is_far_over_the_median():
 @pytest.mark.core
 def test_what_is_remembered_judges_as_before():
     config = SpikeConfig(deviations=20)
-    watch = SpikeWatch(config, 8, json.loads(json.dumps(judged(USUAL, config).record())))
-    watch.after(41, 320, jnp.float32(3.5))
+    watch = SpikeWatch(config, json.loads(json.dumps(judged(USUAL, config).record())))
+    watch.after(Turn(41, 320, 8), jnp.float32(3.5))
     with pytest.raises(Spike):
         watch.settle()
 
@@ -107,5 +108,5 @@ def test_a_run_that_spikes_again_and_again_ends(small: RunConfig, tmp_path: Path
         checkpoint=CheckpointConfig(every=25),
         spikes=SpikeConfig(deviations=30, limit=1),
     )
-    with pytest.raises(Diverged, match="step 26: .* has gone back 1 times before"):
+    with pytest.raises(Diverged, match=r"step 26: .* has gone back 1 times before"):
         main(config, Console())

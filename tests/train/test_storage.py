@@ -21,6 +21,7 @@ from train.checkpoint import CheckpointConfig, Checkpoints
 from train.config import LogConfig, RunConfig
 from train.console import Console
 from train.metrics import Metrics
+from train.ramp import Turn
 from train.report import StepReport
 from train.run_directory import RunDirectory, StorageError, write_atomically
 from train.train import main
@@ -259,11 +260,11 @@ def full_between(disk: Disk, monkeypatch: pytest.MonkeyPatch, begin: int, end: i
     """Has the disk full from behind one step until behind another."""
     after = StepReport.after
 
-    def report_and_change(self: StepReport, step: int, metrics: Any) -> None:
-        after(self, step, metrics)
-        if step == begin:
+    def report_and_change(self: StepReport, turn: Turn, metrics: Any) -> None:
+        after(self, turn, metrics)
+        if turn.step == begin:
             disk.fill()
-        if step == end:
+        if turn.step == end:
             disk.free()
 
     monkeypatch.setattr(StepReport, "after", report_and_change)

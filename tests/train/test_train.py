@@ -122,9 +122,9 @@ def test_a_mixture_goes_on_where_it_stopped(small, licence, tmp_path):
 def test_sigterm_saves_at_the_next_step(small, tmp_path, monkeypatch, capsys, uninterrupted):
     after = StepReport.after
 
-    def report_then_ask(self, step, metrics):
-        after(self, step, metrics)
-        if step == 5:
+    def report_then_ask(self, turn, metrics):
+        after(self, turn, metrics)
+        if turn.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)

@@ -30,9 +30,9 @@ from train.report import StepReport
 from train.signals import Stopped
 from train.train import main
 
-def report_then_ask(self, step, metrics, after=StepReport.after):
-    after(self, step, metrics)
-    if step == 3 and jax.process_index() == 1:
+def report_then_ask(self, turn, metrics, after=StepReport.after):
+    after(self, turn, metrics)
+    if turn.step == 3 and jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
 StepReport.after = report_then_ask
