@@ -16,6 +16,7 @@ from train.config import ProfileConfig, RunConfig
 from train.console import Console
 from train.hardware import memory_in_use, memory_limit, mfu, peak_flops
 from train.held_out import summary
+from train.memory import device_memory, in_words, step_bytes
 from train.mesh import describe_mesh
 from train.metrics import Metrics, ProgressLine
 from train.program import Program, tokens_per_row
@@ -44,7 +45,7 @@ def announce(
 ) -> None:
     """Shows what is about to run, all of it known before the first step."""
     config, model, device = program.config, program.config.model, jax.local_devices()[0]
-    needed, state, limit = step_bytes(compiled), program.state_bytes(), memory_limit(device)
+    needed, state, limit = step_bytes(compiled), program.state_bytes(), device_memory()
     batch, length, parts = config.batch_size, tokens_per_row(model, row), config.micro_batches
     examples = config.batches.examples(config.steps)
     ramp = (
@@ -55,8 +56,8 @@ def announce(
     shown = {
         "model": f"{count_parameters(model):,} parameters ({type(model).__name__}), computed in {config.precision}",
         "devices": f"{jax.device_count()} x {device.device_kind}, {describe_mesh(program.mesh, program.plan.declared)}",
-        "memory a device": f"{_size(needed)}, {_size(state)} of it parameters and optimizer"
-        + (f"; the limit is {_size(limit)}" if limit else ""),
+        "memory a device": f"{in_words(needed)}, {in_words(state)} of it parameters and optimizer"
+        + (f"; the limit is {in_words(limit)}" if limit else ""),
         **dataset.describe(),
         "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else "") + ramp,
         "rows": f"{rows:,} of {length:,} tokens"
@@ -120,14 +121,6 @@ class Profile:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
-
-
-def step_bytes(compiled: Any) -> int:
-    """The most memory that the compiled step holds on one device, in bytes, as its compiler says."""
-    analysis = compiled.memory_analysis()
-    peak = getattr(analysis, "peak_memory_in_bytes", 0)
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return max(peak, held + analysis.temp_size_in_bytes)
 
 
 class StepReport:
@@ -226,7 +219,3 @@ class StepReport:
             self._line.note(
                 f"step {step}: {self._nonfinite} steps so far had gradients that were not finite, and changed nothing"
             )
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"

@@ -39,6 +39,7 @@ from train.console import Console
 from train.generate import Writer, read_prompt, room_after
 from train.held_out import HeldOut, summary
 from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
+from train.memory import compile_that_fits, explained, step_bytes
 from train.mesh import make_mesh, place_batch
 from train.metrics import Metrics, ProgressLine, first_row
 from train.objectives.objective import WindowObjective
@@ -147,16 +148,17 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             return _result(run, config, record, loader)
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
-        with console.progress("compiling the step"), time_use.of("compile"):
+        with time_use.of("compile"):
             row = {name: array[0] for name, array in loader.rows_for(0, range(1)).items()}
-            compiled = {config.batch_size: program.compile_step(row)}
+            whole = compile_that_fits(program, row, console)
+        compiled = {config.batch_size: whole}
         announce(
             console,
             program,
             dataset,
             loader,
             row,
-            compiled[config.batch_size],
+            whole,
             f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
         )
         if jax.process_index() == 0 and not newest:
@@ -174,6 +176,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         replicas = ReplicaCheck(program.mesh, program.abstract, config.replicas_every)
         held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
+        open_things.enter_context(explained(program, row, step_bytes(whole), console))
 
         def evaluate(params: Params, limit: int) -> dict[str, Any]:
             """The figures of the held-out data; none where a signal breaks the evaluation off."""

@@ -1,0 +1,79 @@
+"""A step that does not fit is refused with remedies that do."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from train.config import RunConfig
+from train.console import Console
+from train.memory import OutOfMemory
+from train.mesh import MeshConfig
+from train.train import main
+
+pytestmark = pytest.mark.core
+
+MEMORY = 6_000_000  # bytes a device
+GIVEN = re.compile(r"((?:--[\w.-]+ \S+ ?)+)\((\S+) MiB\)")
+
+
+@pytest.fixture
+def wide(small: RunConfig, tmp_path: Path) -> RunConfig:
+    """A run whose activations are most of what it needs."""
+    model = dataclasses.replace(small.model, vocab_size=1024)
+    return dataclasses.replace(
+        small,
+        model=model,
+        batch_size=128,
+        micro_batches=1,
+        steps=2,
+        run_dir=str(tmp_path / "run"),
+        mesh=MeshConfig(2, 4),
+    )
+
+
+def with_options(config: RunConfig, options: str) -> RunConfig:
+    words = options.split()
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        match name:
+            case "--micro-batches":
+                config = dataclasses.replace(config, micro_batches=int(value))
+            case "--mesh.data" | "--mesh.fsdp":
+                config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **{name[7:]: int(value)}))
+            case "--model.remat":
+                config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=value))
+    return config
+
+
+def test_what_does_not_fit_is_refused_and_its_remedies_fit(wide: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("train.memory.device_memory", lambda: MEMORY)
+    with pytest.raises(
+        OutOfMemory, match=r"a step of 128 rows needs \S+ MiB of a device's memory, \S+ MiB of it"
+    ) as said:
+        main(wide, Console())
+    assert not Path(wide.folder, "config.json").exists()
+    remedies = GIVEN.findall(str(said.value))
+    assert len(remedies) == 2
+    assert all(float(needed) * 2**20 <= MEMORY * 1.03 for _, needed in remedies)  # shown in tenths of a MiB
+    assert main(with_options(wide, remedies[1][0]), Console())["step"] == 2
+
+
+def test_a_device_that_runs_out_while_training_says_so(wide: RunConfig, after_each_step: Any):
+    def run_out(state: Any, metrics: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345 bytes.")
+
+    after_each_step(run_out)
+    with pytest.raises(OutOfMemory, match=r"as compiled, --micro-batches 2 \(\S+ MiB\) or --\S+ .* would fit"):
+        main(wide, Console())
+
+
+def test_other_failures_stay_what_they_are(wide: RunConfig, after_each_step: Any):
+    def fail(state: Any, metrics: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("INTERNAL: a cable was pulled")
+
+    after_each_step(fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a cable was pulled"):
+        main(wide, Console())
