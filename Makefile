@@ -28,7 +28,7 @@ help:
 	@echo "make test    run the tests on CPU"
 	@echo "make lint    check format, lint and types"
 	@echo "make bench   measure training, decoding and loading"
-	@echo "make drill   kill runs, damage checkpoints and files of all kinds, and see that nothing is lost"
+	@echo "make drill   kill and stop runs, damage checkpoints and files of all kinds, and see that nothing is lost"
 	@echo "make lock    resolve the locked requirements again (needs uv)"
 	@echo "make clean   remove environments and caches (runs/ stays)"
 
@@ -48,6 +48,7 @@ bench: $(INSTALLED)
 
 drill: $(INSTALLED_DEV)
 	$(RUN)/python tests/drill/kill.py --kills $(KILLS)
+	$(RUN)/python tests/drill/signals.py
 	$(RUN)/python tests/drill/damage.py --times $(DAMAGES)
 	$(RUN)/python tests/drill/foreign_files.py --inputs $(INPUTS)
 

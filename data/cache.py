@@ -70,15 +70,16 @@ def written_atomically(target: Path, within: Path | None = None) -> Iterator[Pat
 
 
 def file_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
-    """`compute()`, remembered under `name` for as long as the file at `path` keeps its size and time of change.
+    """`compute()`, remembered under `name` for as long as the file at `path` keeps its size and times of change.
 
-    Hashing gigabytes anew at every start would cost minutes. Files that are not local are asked anew.
+    Of the two times, programs that copy set the one of the content as they like, and none sets the other. Hashing
+    gigabytes anew at every start would cost minutes. Files that are not local are asked anew.
     """
     try:
         status = os.stat(path)
     except OSError:  # remote, or gone, which `compute` will say
         return compute()
-    identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+    identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     memo = f"{digest_of(*identity)}-{name}.json"
     folder = f"files/{memo[:2]}"  # a write lists its folder, which of many files would take long
     try:

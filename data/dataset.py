@@ -185,9 +185,11 @@ class Dataset:
     def describe(self) -> dict[str, str]:
         """What a run learns from and what it is measured by, in words."""
         tokens = sum(corpus.num_tokens for corpus in self.corpora)
+        left_out = _left_out([*self.corpora, self.valid])
         return {
             "text": f"{_bytes(self.corpora)}{tokens:,} tokens ({self.tokenizer.kind})",
             "held-out text": f"{_bytes([self.valid])}{self.valid.num_tokens:,} tokens",
+            **({"left out": left_out} if left_out else {}),
         }
 
 
@@ -209,6 +211,16 @@ def make_rows(corpus: Corpus, config: DataConfig, tokenizer: Tokenizer, kind: Ro
             return FittedRows(corpus, length, config.packing, end_id, too_long)
         case _:
             return ConcatenatedRows(corpus, length, config.packing, end_id)
+
+
+def _left_out(corpora: Sequence[Corpus]) -> str:
+    """Which documents are in no corpus, and why; "" where all are in one."""
+    refused, empty = (sum(getattr(corpus, name) for corpus in corpora) for name in ("refused", "empty"))
+    parts = [f"{empty:,} documents without text"] if empty else []
+    if refused:
+        first = next(sentence for corpus in corpora for sentence in corpus.refusals)
+        parts.append(f"{refused:,} documents that cannot be read; the first: {first}")
+    return ", ".join(parts)
 
 
 def _bytes(corpora: Sequence[Corpus]) -> str:

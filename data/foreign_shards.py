@@ -42,7 +42,7 @@ class ForeignCorpus(Corpus):
         if not len(starts) or starts[0]:  # it begins within a document
             starts, given = np.insert(starts, 0, 0), np.insert(given, 0, 1)
         digest = digest_of(_FORMAT, searched.identity, tokenizer.digest, begin, end)
-        super().__init__(digest, searched.shards, starts, given, begin, end)
+        super().__init__(digest, searched.shards, starts, given, begin, end, tokenizer.vocab_size)
         self._searched, self._begin, self._tokenizer = searched, begin, tokenizer
         self.num_scored = self.num_tokens - int(given.sum())
         self._counted = np.zeros((len(starts), 2), np.int64)  # 0 where it has not been counted yet

@@ -164,6 +164,7 @@ def _write_index(plan: Plan) -> None:
         "format": FORMAT,
         "digest": plan.target.name,
         "tokenizer": plan.tokenizer.digest,
+        "ids": plan.tokenizer.vocab_size,
         "dtype": plan.dtype.name,
         **total,
         "longest": longest,

@@ -52,6 +52,7 @@ class Corpus:
         starts: where in the stream each document's first token stands, int64 [n].
         given: how many of each document's tokens are given, its start token among them, int64 [n].
         begin, end: which tokens of the shards are the stream; all of them by default.
+        ids: how many the tokenizer has; None where that is not known.
 
     Attributes:
         document_starts, document_given: the same.
@@ -75,6 +76,7 @@ class Corpus:
     empty: int = 0
     refused: int = 0
     refusals: Sequence[str] = ()
+    _remedy = "make its files anew"
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Corpus:
         given: np.ndarray,
         begin: int = 0,
         end: int | None = None,
+        ids: int | None = None,
     ):
         self.digest, self.document_starts, self.document_given = digest, starts, given
         self._shards = tuple(shards)
@@ -92,6 +95,7 @@ class Corpus:
         self.num_tokens = int(self._bounds[-1] if end is None else end) - begin
         self._bounds -= begin
         self.num_documents = len(starts)
+        self._ids = ids
         self._dtype = np.result_type(*{shard.dtype for shard in shards})
 
     @property
@@ -100,7 +104,38 @@ class Corpus:
         return self.num_scored == self.num_tokens - self.num_documents
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """The stream's tokens from `start` up to `stop`, as stored (unsigned)."""
+        """The stream's tokens from `start` up to `stop`, as stored (unsigned).
+
+        Raises:
+            ValueError: they are damaged: an id is among them that the tokenizer has not.
+        """
+        return self._checked(self._slice(start, stop))
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The `length` tokens from each start (int64 [n]) on: [n, length], zero beyond the stream's end.
+
+        Raises:
+            ValueError: as `slice`.
+        """
+        return self._checked(self._windows(starts, length))
+
+    def document(self, number: int) -> np.ndarray:
+        """A document's tokens, its start token first."""
+        following = number + 1
+        stop = self.document_starts[following] if following < self.num_documents else self.num_tokens
+        return self.slice(int(self.document_starts[number]), int(stop))
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens as they are, which a device would not refuse: it would take another row of a table, or none."""
+        if self._ids is not None and tokens.size and (largest := int(tokens.max())) >= self._ids:
+            folder = self._shards[0].path.parent
+            raise ValueError(
+                f"{folder} is damaged: it holds the id {largest}, and its tokenizer has the ids 0 to {self._ids - 1}; "
+                f"{self._remedy}"
+            )
+        return tokens
+
+    def _slice(self, start: int, stop: int) -> np.ndarray:
         number = int(np.searchsorted(self._bounds, start, "right")) - 1
         result, done = np.empty(stop - start, self._dtype), 0
         while start < stop:
@@ -112,8 +147,7 @@ class Corpus:
             start, done, number = high, done + len(tokens), number + 1
         return result
 
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The `length` tokens from each start (int64 [n]) on: [n, length], zero beyond the stream's end."""
+    def _windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         numbers = np.searchsorted(self._bounds, starts, "right") - 1
         offsets = starts - self._bounds[numbers]
         inside = starts + length <= np.minimum(self._bounds[numbers + 1], self.num_tokens)
@@ -126,15 +160,9 @@ class Corpus:
         ):
             result[row] = _mapped(self._shards[number])[offset : offset + length]
         for row in np.flatnonzero(~inside):
-            tokens = self.slice(int(starts[row]), min(int(starts[row]) + length, self.num_tokens))
+            tokens = self._slice(int(starts[row]), min(int(starts[row]) + length, self.num_tokens))
             result[row, : len(tokens)] = tokens
         return result
-
-    def document(self, number: int) -> np.ndarray:
-        """A document's tokens, its start token first."""
-        following = number + 1
-        stop = self.document_starts[following] if following < self.num_documents else self.num_tokens
-        return self.slice(int(self.document_starts[number]), int(stop))
 
 
 class PreparedCorpus(Corpus):
@@ -143,6 +171,8 @@ class PreparedCorpus(Corpus):
     Raises:
         ValueError: the folder holds no corpus, or its files are not of the recorded sizes.
     """
+
+    _remedy = "delete that folder, and it is made anew"
 
     def __init__(self, folder: Path):
         try:
@@ -158,12 +188,11 @@ class PreparedCorpus(Corpus):
             self.num_scored, self.refusals = index["tokens"] - index["given"], tuple(index["refusals"])
             columns = {name: column(folder / f"{name}.bin", index["documents"]) for name in index["columns"]}
             given = columns.get("given", np.broadcast_to(np.int64(1), index["documents"]))
-            super().__init__(index["digest"], shards, columns["starts"], given)
+            # Corpora of earlier versions do not say how many ids their tokenizer has.
+            super().__init__(index["digest"], shards, columns["starts"], given, ids=index.get("ids"))
             self.document_bytes, self.document_words = columns["bytes"], columns["words"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder} is not a whole corpus of this program ({error}); delete that folder, and it is made anew"
-            ) from error
+            raise ValueError(f"{folder} is not a whole corpus of this program ({error}); {self._remedy}") from error
 
 
 def check_size(path: Path, size: int) -> None:

@@ -18,7 +18,7 @@ from data.tokenizers.plain import ByteTokenizer
 from data.tokenizers.roles import ROLES
 from data.tokenizers.sentence_piece import train_sentencepiece
 from train.config import RunConfig, validate
-from train.console import Console
+from train.console import Console, printable
 from train.load import open_dataset, tokenizer_of, with_classes
 
 
@@ -44,7 +44,7 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     headers = ("text", *(name.replace("_", " ") for name in counts[HELD_OUT]))
     console.table("", headers, [(name, *map(_cell, count.values())) for name, count in counts.items()])
     for sentence in (sentence for corpus in texts.values() for sentence in corpus.refusals):
-        console.say(f"left out: {sentence}")
+        console.say(f"left out: {printable(sentence)}")
     tokenizer = dataset.tokenizer
     console.say(
         f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids; {tokenizer.loss or 'it is lossless'}"

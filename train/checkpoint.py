@@ -25,12 +25,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
-from jax.experimental import multihost_utils
 
+from train.cluster import where
 from train.digest import array_digest, hexadecimal
 from train.run_directory import StorageError, first_line, is_local, is_step, json_text
 
@@ -306,7 +305,7 @@ class Checkpoints:
                 damage = DamagedCheckpoint(step, f"{item}/{name} cannot be read ({_reason(error)})")
                 break
         # A process reads its own shards only: unless all know of the damage, the others wait for this one forever.
-        if (process := _where(damage is not None)) is not None:
+        if (process := where(damage is not None)) is not None:
             raise damage or DamagedCheckpoint(step, f"process {process} cannot read its part")
         return arrays
 
@@ -335,7 +334,7 @@ class Checkpoints:
                 raise OSError(f"{os.strerror(errno.ENOSPC)}: it takes {size:,} bytes, and {free:,} are free")
         except OSError as error:
             failure = error
-        if (process := _where(failure is not None)) is not None:
+        if (process := where(failure is not None)) is not None:
             raise failure or StorageError(f"process {process} cannot write")
 
     def _finish(self, step: int, orbax: ocp.AsyncCheckpointer) -> None:
@@ -423,14 +422,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return first_line(error).split(" [tensorstore_spec=")[0]
-
-
-def _where(failed: bool) -> int | None:
-    """The first of all processes in which something failed, or None. Every process has to ask."""
-    if jax.process_count() == 1:
-        return 0 if failed else None
-    everywhere = multihost_utils.process_allgather(np.array(failed))
-    return int(everywhere.argmax()) if everywhere.any() else None
 
 
 def _written_bytes(trees: Items) -> int:

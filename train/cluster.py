@@ -1,13 +1,19 @@
 """Many processes as one run: the same command on every host."""
 
+import contextlib
 import hashlib
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from train.console import printable
+from train.signals import hearing_sigterm
 
 _OPERATIONAL = {"operational": True}
 
@@ -37,10 +43,11 @@ def join(config: ClusterConfig) -> None:
     config.validate()
     if jax.distributed.is_initialized():
         return
-    if config.coordinator is not None:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process)
-    elif config.find or _is_one_of_many():
-        jax.distributed.initialize()
+    with hearing_sigterm():
+        if config.coordinator is not None:
+            jax.distributed.initialize(config.coordinator, config.num_processes, config.process)
+        elif config.find or _is_one_of_many():
+            jax.distributed.initialize()
 
 
 def agree(**values: Any) -> None:
@@ -55,6 +62,33 @@ def agree(**values: Any) -> None:
             f"the {jax.process_count()} processes of this run differ in {', '.join(differing)}; give all of them the "
             "same command, the same text, and a run directory that all of them share"
         )
+
+
+def where(failed: bool) -> int | None:
+    """The first of all processes in which something failed, or None. Every process has to ask."""
+    if jax.process_count() == 1:
+        return 0 if failed else None
+    everywhere = multihost_utils.process_allgather(np.array(failed))
+    return int(everywhere.argmax()) if everywhere.any() else None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What is done here is done by all processes or by none: where one fails, the others raise ValueError.
+
+    Nothing in it may be computed on the devices of several processes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1:  # the others may be busy for long
+            said = printable(f"process {jax.process_index()} ends with the others, which are told: {error}")
+            sys.stderr.write(f"{said}\n")
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # they may have ended on their own
+                where(True)
+        raise
+    if (process := where(False)) is not None:
+        raise ValueError(f"process {process} of this run cannot begin, and says why; mend that, and start all again")
 
 
 def _is_one_of_many() -> bool:

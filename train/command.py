@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from train.console import Console, into_the_cache
+from train.console import Console, into_the_cache, printable
 from train.environment import make_deterministic, prepare
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -130,9 +130,7 @@ def _failure(error: Exception, console: Console) -> str:
 
 
 def _complain(sentence: str) -> None:
-    # Names in it may come from files: no line feed or escape sequence of theirs reaches the terminal.
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)
-    sys.stderr.write(f"jumok: {shown}\n")
+    sys.stderr.write(f"jumok: {printable(sentence)}\n")
 
 
 @contextlib.contextmanager

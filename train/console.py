@@ -120,6 +120,11 @@ def _screen() -> RichConsole:
     return screen
 
 
+def printable(sentence: str) -> str:
+    """A sentence as terminals may get it: no line feed or escape sequence of a name that came from a file."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)
+
+
 def into_the_cache(text: str) -> Path:
     """Keeps a traceback where no run has a folder for it; raises OSError or ValueError where it cannot."""
     path = cache_folder("tracebacks") / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"

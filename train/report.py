@@ -13,7 +13,7 @@ from model.cost import count_parameters, train_flops_per_row, train_flops_per_to
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from train.config import ProfileConfig, RunConfig
-from train.console import Console
+from train.console import Console, printable
 from train.hardware import memory_in_use, memory_limit, mfu, peak_flops
 from train.held_out import summary
 from train.memory import device_memory, in_words, step_bytes
@@ -68,7 +68,7 @@ def announce(
     }
     if len(loader.sources) > 1:
         del shown["epoch"]  # each source has its own
-    console.table(config.name, ("", ""), list(shown.items()))
+    console.table(config.name, ("", ""), [(name, printable(value)) for name, value in shown.items()])
     if len(loader.sources) > 1:
         describe_mixture(console, loader, examples)
 

@@ -3,7 +3,10 @@
 A second one ends the process at once.
 """
 
+import contextlib
+import ctypes
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -25,7 +28,7 @@ class StopRequest:
         self._signum: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        # Of many processes, JAX's own handler of SIGTERM tells the others, and so has to stay.
+        # Of many processes, the handler of SIGTERM that `hearing_sigterm` left tells the others, and so has to stay.
         ours = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
         self._before = {signum: signal.signal(signum, self._ask) for signum in ours}
         return self
@@ -55,3 +58,24 @@ class StopRequest:
             reached = multihost_utils.reached_preemption_sync_point(step)
             return Stopped(self._signum or signal.SIGTERM) if reached else None
         return None if self._signum is None else Stopped(self._signum)
+
+
+@contextlib.contextmanager
+def hearing_sigterm() -> Iterator[None]:
+    """Python goes on hearing of SIGTERM where what is done here puts a handler in C in the place of its own.
+
+    JAX does so when a process joins others: its handler tells them that this one was asked to stop, and Python, which
+    counts how often it was asked, would hear of none. From then on both do.
+    """
+    before = _handler_in_c()
+    yield
+    if (after := _handler_in_c()) != before:
+        tell = ctypes.CFUNCTYPE(None, ctypes.c_int)(after)
+        signal.signal(signal.SIGTERM, lambda signum, frame: tell(signum))
+
+
+def _handler_in_c() -> int:
+    """The address of the function that the process has for SIGTERM; 0 for none."""
+    address = ctypes.pythonapi.PyOS_getsig
+    address.restype = ctypes.c_void_p
+    return address(signal.SIGTERM) or 0

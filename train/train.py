@@ -33,7 +33,7 @@ from model.presets import family_of
 from model.recurrent import RecurrentConfig
 from model.structures import kept_config
 from train.checkpoint import Checkpoints
-from train.cluster import ClusterConfig, agree, join
+from train.cluster import ClusterConfig, agree, join, together
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
 from train.generate import Writer, read_prompt, room_after
@@ -96,17 +96,19 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         _refuse_other_configuration(run, config)
 
     objective = program.objective
-    with console.progress("reading the data") as progress:
-        dataset = open_dataset(config, tokenizer_of(config), progress)
-    loader = dataset.loader(config.seed, objective.rows, preparation_of(objective, dataset))
-    if config.sample.tokens:  # what could not be written at the end is refused now
-        Sampling(config.sample.temperature).validate()
-        assert dataset.tokenizer
-        assert isinstance(config.model, DecoderConfig)  # validate() has seen to both
-        read_prompt(config.sample.prompt, dataset.tokenizer, config.model.max_length)
+    with together():
+        with console.progress("reading the data") as progress:
+            dataset = open_dataset(config, tokenizer_of(config), progress)
+        loader = dataset.loader(config.seed, objective.rows, preparation_of(objective, dataset))
+        if config.sample.tokens:  # what could not be written at the end is refused now
+            Sampling(config.sample.temperature).validate()
+            assert dataset.tokenizer
+            assert isinstance(config.model, DecoderConfig)  # validate() has seen to both
+            read_prompt(config.sample.prompt, dataset.tokenizer, config.model.max_length)
 
     with ExitStack() as open_things:
-        lock_is_ours = open_things.enter_context(run.lock())
+        with together():
+            lock_is_ours = open_things.enter_context(run.lock())
         console.write_traceback = run.write_traceback
         if run.exists() != resumes:
             raise ValueError(f"another process began {run} in this moment; the same command goes on with it")
@@ -185,7 +187,10 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             return {}
 
         def make_batch(turn: Turn) -> tuple[Turn, dict[str, jax.Array]]:
-            return turn, place_batch(program.mesh, turn.rows, lambda places: loader.rows_for(turn.position, places))
+            try:
+                return turn, place_batch(program.mesh, turn.rows, lambda places: loader.rows_for(turn.position, places))
+            except ValueError as error:  # which would be a refusal, and refusals leave no trace
+                raise RuntimeError(f"the data after {turn.position} examples cannot be read: {error}") from error
 
         open_things.enter_context(time_use.of("steps"))
         batches = time_use.waiting("data", prefetch(make_batch, config.batches.turns(step, last, begin)))
@@ -228,7 +233,9 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         checkpoints.wait()
         if config.evaluate.tokens:  # the curve was drawn on a part of the held-out text; at the end all of it counts
             record |= {"figures": evaluate(state.params, 0)}
-        stop_request.break_off()
+        if stopped := stop_request.heard:
+            line.note(f"stopped after step {step}, the last, saved; what comes after it was broken off")
+            raise stopped
         console.say(f"where the time went: {time_use.summary()}")
 
     params = state.params

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +146,67 @@ def test_opening_prepared_data_reads_no_text(text_file, monkeypatch):
     first = prepare_dataset(config, 257, 0)
     monkeypatch.setattr("data.files.chunks", lambda content: pytest.fail("hashed anew"))
     assert prepare_dataset(config, 257, 0).digest == first.digest
+
+
+# What is lost or was changed
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "some text"}\n{"text": ""}\n' * 50 + "no json\n" * 1200 + '{"text": "the last"}\n' * 200)
+    data = prepare_dataset(DataConfig(str(path), bad="skip"), 257, 0)
+    why = f"the first: {path}:101 is not JSON (Expecting value"
+    assert data.describe()["left out"].startswith(
+        f"50 documents without text, 1,200 documents that cannot be read; {why}"
+    )
+    path.write_text('{"text": "some text"}\n' * 50)
+    assert "left out" not in prepare_dataset(DataConfig(str(path)), 257, 0).describe()
+
+
+def write_kinds(folder):
+    """Of each kind of data a configuration, a file of it, and what is changed in that file."""
+    for name in ("source.txt", "target.txt", "plain.txt"):
+        (folder / name).write_text("one line\n" * 40)
+    (folder / "labelled.csv").write_text("text,kind\n" + "".join(f"text {i},{i % 2}\n" for i in range(90)))
+    (folder / "shards").mkdir()
+    for name in ("a.bin", "b.bin"):
+        np.tile(np.array([256, *b"one line"], "<u2"), 40).tofile(folder / "shards" / name)
+    pairs = DataConfig(source_path=str(folder / "source.txt"), target_path=str(folder / "target.txt"))
+    return {
+        "text": (DataConfig(str(folder / "plain.txt")), folder / "plain.txt", (b"line", b"lime")),
+        "pairs": (pairs, folder / "target.txt", (b"line", b"lime")),
+        "labels": (
+            DataConfig(str(folder / "labelled.csv"), label_column="kind"),
+            folder / "labelled.csv",
+            (b"7,1", b"7,0"),
+        ),
+        "shards": (DataConfig(str(folder / "shards")), folder / "shards" / "b.bin", (b"n\0", b"m\0")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "pairs", "labels", "shards"])
+def test_a_file_that_changed_or_is_gone_is_found(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("data.cache._SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("data.files._REMEMBERED_BYTES", 0)
+    config, file, change = write_kinds(tmp_path)[kind]
+    classes = ("0", "1") if kind == "labels" else ()
+
+    def digest():
+        return prepare_dataset(config, 257, 0, classes=classes).digest
+
+    first, times = digest(), file.stat()
+    assert digest() == first
+    time.sleep(0.02)
+    file.write_bytes(file.read_bytes().replace(*change, 1))  # of the same size, and with its old time
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert digest() != first
+    file.unlink()
+    if kind == "shards":  # the others of a folder are other data
+        assert digest() != first
+    else:
+        with pytest.raises(ValueError, match=f"'{file}' does not exist; give a file, a folder or a glob"):
+            digest()
 
 
 # More than one source, pairs, and tokens of others

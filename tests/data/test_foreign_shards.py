@@ -350,3 +350,12 @@ def test_what_is_not_whole_is_refused(tmp_path, make, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         open_foreign(str(tmp_path), ByteTokenizer())
     assert "\n" not in str(error.value)
+
+
+def test_what_changes_after_it_was_searched_is_found_where_it_is_read(tmp_path):
+    write_plain(tmp_path / "a.bin", [END, *b"some text"])
+    corpus = open_foreign(str(tmp_path), ByteTokenizer())
+    with (tmp_path / "a.bin").open("r+b") as file:
+        file.write(np.array([400], "<u2").tobytes())
+    with pytest.raises(ValueError, match=f"^{tmp_path} is damaged: it holds the id 400, and .*; make its files anew"):
+        corpus.document(0)

@@ -115,3 +115,22 @@ def test_damaged_or_foreign_shards(tmp_path, monkeypatch, damage, sentence):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"is not a whole corpus"):
         PreparedCorpus(tmp_path)
+
+
+def test_ids_that_the_tokenizer_has_not_are_found_where_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    corpus = prepare_corpus(source_of(tmp_path, ["some text"] * 9), ByteTokenizer())
+    (folder,) = cache_folder("corpora").iterdir()
+    with (folder / "tokens-00000.bin").open("r+b") as file:  # as a damaged disk does, of the same size
+        file.seek(2 * 44)
+        file.write(b"\xff\xff")
+    sentence = (
+        f"^{folder} is damaged: it holds the id 65535, and its tokenizer has the ids 0 to 256; delete that folder"
+    )
+    assert corpus.slice(0, 44).max() == corpus.windows(np.array([0, 50]), 9).max() == 256
+    with pytest.raises(ValueError, match=sentence):
+        corpus.slice(40, 50)
+    with pytest.raises(ValueError, match=sentence):
+        corpus.windows(np.array([0, 40]), 9)
+    with pytest.raises(ValueError, match=sentence):
+        corpus.document(4)

@@ -10,23 +10,20 @@ weights are bit-equal to those of a run that nobody killed, and the parts of the
 import argparse
 import itertools
 import json
-import os
 import random
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from run import Run
+
 EVERY = 3  # steps from one checkpoint to the next
 INSIDE = 0.8  # of the kills wait for a save; the others come at any time from the start on
-_PATIENCE = 300.0  # seconds in which a start must come to where it is to be killed
 
 
 @dataclass
@@ -41,29 +38,14 @@ class Kill:
     seconds_to_new_step: float | None  # from the kill before it to the first step that no start before had reached
 
 
-@dataclass
-class Drill:
-    """A run that is started and killed."""
+class Drill(Run):
+    """A run on eight simulated devices that is started and killed."""
 
-    folder: Path
-    steps: int
-    random: random.Random
-    kills: list[Kill] = field(default_factory=list)
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """The run's command, its output in a file."""
-        command = [sys.executable, str(ROOT / "train" / "train.py"), "smoke", "--run-dir", str(self.folder)]
-        command += ["--steps", str(self.steps), "--checkpoint.every", str(EVERY), "--log.every", "1"]
-        command += ["--mesh.fsdp", "4", "--mesh.tensor", "2", "--sample.tokens", "0", "--log.no-tensorboard"]
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-        with open(f"{self.folder}.log", "wb") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-    def finish(self) -> None:
-        """Runs to the end; raises where the command fails."""
-        process = self.start()
-        if process.wait() != 0:
-            raise AssertionError(f"a start needed a hand: exit code {process.returncode}: {self.said()[-2000:]}")
+    def __init__(self, folder: Path, steps: int, chance: random.Random):
+        options = ("--steps", steps, "--checkpoint.every", EVERY, "--mesh.fsdp", 4, "--mesh.tensor", 2)
+        super().__init__(folder, *options, "--sample.tokens", 0, JAX_NUM_CPU_DEVICES="8")
+        self.random = chance
+        self.kills: list[Kill] = []
 
     def kill_once(self) -> None:
         """Starts the run, and kills it: as a save begins after at least one commit, or at any time."""
@@ -73,18 +55,14 @@ class Drill:
         alive_for = self.random.uniform(0, 12)
 
         def is_due() -> bool:
+            nonlocal new_step
+            if new_step is None and self.last_step() > reached:
+                new_step = time.monotonic() - last_kill
             if is_inside:
                 return self.newest() > before and self.is_saving()
             return time.monotonic() - began > alive_for
 
-        while not is_due():
-            if process.poll() is not None:
-                raise AssertionError(f"a start needed a hand: exit code {process.returncode}: {self.said()[-2000:]}")
-            if time.monotonic() - began > _PATIENCE:
-                raise AssertionError(f"nothing happened for {_PATIENCE:.0f} s: {self.said()[-2000:]}")
-            if new_step is None and self.last_step() > reached:
-                new_step = time.monotonic() - last_kill
-            time.sleep(0.001)
+        self.wait(process, is_due)
         if is_inside:
             time.sleep(self.random.uniform(0, 0.03))  # a save takes some ten milliseconds
         process.kill()
@@ -92,43 +70,6 @@ class Drill:
         resumed = re.search(r"resumes at step (\d+)", self.said())
         logged, resumed_at = self.last_step() > 0, int(resumed[1]) if resumed else None
         self.kills.append(Kill(started, logged, resumed_at, self.newest(), self.is_saving(), new_step))
-
-    def committed(self) -> list[int]:
-        """The steps whose checkpoints are committed, ascending."""
-        folder = self.folder / "checkpoints"
-        names = os.listdir(folder) if folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdecimal())
-
-    def newest(self) -> int:
-        """The newest committed step; 0 for none."""
-        return max(self.committed(), default=0)
-
-    def is_saving(self) -> bool:
-        """Whether a save is under way, or was when it was killed."""
-        folder = self.folder / "checkpoints"
-        return folder.is_dir() and any("tmp" in name for name in os.listdir(folder))
-
-    def last_step(self) -> int:
-        """The last step in metrics.jsonl."""
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        whole = [line for line in lines[-2:] if line.endswith(b"\n")]
-        return json.loads(whole[-1])["step"] if whole else 0
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        text = (self.folder / "metrics.jsonl").read_text()
-        assert text.endswith("\n"), "the last row is torn"
-        return [json.loads(line) for line in text.splitlines()]
-
-    def weights(self) -> dict[str, str]:
-        """The digest of each array of the newest checkpoint."""
-        manifest = json.loads((self.folder / "checkpoints" / str(self.newest()) / "manifest" / "metadata").read_text())
-        return {name: array["digest"] for name, array in manifest["arrays"].items()}
-
-    def said(self) -> str:
-        """What the last start said."""
-        return Path(f"{self.folder}.log").read_text()
 
 
 def drill(kills: int, seed: int, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -153,11 +94,8 @@ def drill(kills: int, seed: int, folder: Path, say: Callable[[str], None] = prin
     assert sum(commits) >= kills / 2, f"only {sum(commits)} commits between {kills} kills prove little"
     assert inside >= kills / 4, f"only {inside} of {kills} kills were inside a save"
 
-    rows, expected = broken.rows(), unbroken.rows()
-    assert [row["step"] for row in rows] == list(range(1, steps + 1)), "steps are missing or there twice"
-    losses, unbroken_losses = ([row["learning/loss"] for row in each] for each in (rows, expected))
-    assert losses == unbroken_losses, "the losses are not those of the unbroken run"
-    assert broken.weights() == unbroken.weights(), "the weights are not those of the unbroken run"
+    broken.must_equal(unbroken)
+    rows = broken.rows()
     accounted = sum(value for name, value in rows[-1].items() if name.startswith("time/"))
     # A start of which not even a row is left is known to nobody.
     wall = rows[-1]["time"] - next((kill.began for kill in broken.kills if kill.logged), finish_began)

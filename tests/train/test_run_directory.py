@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,28 @@ def test_one_writer_until_it_dies(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_what_a_dead_holder_left_holds_nobody_up(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    """Its process number belongs to a living process again, and its clock was ahead of ours."""
+    if not has_locks:
+        monkeypatch.setattr(run_directory.fcntl, "flock", unsupported)
+    left = tmp_path / ("lock" if has_locks else "heartbeat.json")
+    left.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid(), "lock": "x", "beat": 7}))
+    os.utime(left, (time.time() + 9e6, time.time() + 9e6))
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    with RunDirectory(tmp_path).lock() as check:
+        check()
+        assert json.loads(left.read_text())["pid"] == os.getpid()
+        with pytest.raises(ValueError, match=f"is being written by process {os.getpid()} on"):
+            RunDirectory(tmp_path).lock().__enter__()
+
+
+def unsupported(*_: object) -> None:
+    raise OSError(95, "Operation not supported")
+
+
 def test_a_heartbeat_where_there_are_no_locks(bucket: str) -> None:
     run = RunDirectory(f"{bucket}/a")
     heartbeat = run.path / "heartbeat.json"
@@ -158,9 +181,6 @@ def check_for_seconds(check, seconds: float) -> None:
 def test_a_file_system_without_locks_gets_a_heartbeat(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsupported(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
     monkeypatch.setattr(run_directory.fcntl, "flock", unsupported)
     run = RunDirectory(tmp_path)
     with run.lock():

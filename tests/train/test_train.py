@@ -1,6 +1,7 @@
 """Whole runs, small: what is interrupted goes on bit for bit, and what is refused leaves no trace."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from data.dataset import DataConfig
+from data.packing import ConcatenatedRows
 from train import evaluate
 from train.checkpoint import CheckpointConfig, Checkpoints
 from train.config import EvaluateConfig, LogConfig, ProfileConfig, RunConfig, SampleConfig, from_json, to_json
@@ -355,6 +357,24 @@ def test_text_that_is_none_is_refused_and_leaves_no_trace(small, tmp_path, conte
     with pytest.raises(ValueError, match=sentence):
         train(with_value(small, "data.path", str(text)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_cannot_be_read_any_more_end_the_run(small, tmp_path, monkeypatch, uninterrupted):
+    take, batches = ConcatenatedRows.take, itertools.count()
+
+    def take_or_refuse(self, indices):
+        if len(indices) > 1 and next(batches) == 6:  # the step is compiled for a single row
+            raise ValueError("the disk is gone")
+        return take(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConcatenatedRows, "take", take_or_refuse)
+        with pytest.raises(RuntimeError, match=r"^the data after 96 examples cannot be read: the disk is gone$"):
+            train(small, tmp_path, checkpoint=CheckpointConfig(every=3))
+    assert saved_steps(tmp_path) == [3, 6]
+    train(small, tmp_path)
+    assert state_digests(tmp_path, 10) == state_digests(uninterrupted[0].run_dir, 10)
+    assert losses(tmp_path) == losses(uninterrupted[0].run_dir)
 
 
 def test_a_signal_breaks_an_evaluation_off(small, tmp_path, monkeypatch):

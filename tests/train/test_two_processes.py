@@ -17,10 +17,11 @@ from train.config import RunConfig, to_json
 from train.console import Console
 from train.mesh import MeshConfig, make_mesh
 
-# Trains the configuration on standard input as one process of two. Process 1 alone is sent a SIGTERM after its third
-# step; when both have stopped, they go on.
+# Trains the configuration on standard input as one process of two. Process 1 does not find its text, and both are
+# refused. Then process 1 alone is sent a SIGTERM after its third step; when both have stopped, they go on.
 PROCESS = """
 import json, os, signal, sys
+from dataclasses import replace
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -37,6 +38,11 @@ def report_then_ask(self, turn, metrics, after=StepReport.after):
 
 StepReport.after = report_then_ask
 config = from_json(RunConfig, json.load(sys.stdin))
+try:
+    path = "nowhere.txt" if config.cluster.process == 1 else config.data.path
+    main(replace(config, data=replace(config.data, path=path)), Console())
+except ValueError as refusal:
+    print(f"refused, since {refusal}; {os.listdir(os.path.dirname(config.run_dir))}")
 try:
     main(config, Console())
 except Stopped as stopped:
@@ -86,9 +92,15 @@ def test_two_processes_are_one_run(small, tmp_path, monkeypatch):
         steps=8,
         mesh=MeshConfig(data=2, fsdp=2),
         checkpoint=dataclasses.replace(small.checkpoint, every=2),
-        run_dir=str(tmp_path / "two"),
+        run_dir=str(tmp_path / "two" / "run"),
     )
+    (tmp_path / "two").mkdir()
     first, second = run_two_processes(config)
+    assert (
+        "refused, since process 1 of this run cannot begin, and says why; mend that, and start all again; []" in first
+    )
+    assert "refused, since the data path 'nowhere.txt' does not exist" in second
+    assert "process 1 ends with the others, which are told: the data path 'nowhere.txt'" in second
     assert "stopped with 143\n" in first, first
     assert "stopped with 143\n" in second, second
     assert first.endswith("ended at 8\n"), first
