@@ -11,6 +11,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("train.generate:main", "continue, translate or fill in text with a run"),
     "export": Command("train.exchange:export_main", "write a run as a Hugging Face folder, verified"),
     "import": Command("train.exchange:import_main", "read a Hugging Face folder as a run, verified"),
+    "report": Command("launch.report_command:main", "write the page of a run, RUN/report.html, anew"),
     "data prepare": Command("launch.data_command:prepare", "tokenize a recipe's text into the cache, before it trains"),
     "data show": Command("launch.show_command:main", "show the rows that a run sees at a position, decoded"),
     "tokenizer train": Command("launch.data_command:train_tokenizer", "make a SentencePiece tokenizer from text"),

@@ -1,13 +1,12 @@
 """`jumok devices`: what a run would find here."""
 
-import importlib.metadata
-import platform
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from train.console import Console
+from train.environment import versions
 from train.hardware import memory_limit, peak_flops
 
 
@@ -29,10 +28,7 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
         }
         for device in jax.devices()
     ]
-    versions = {
-        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    }
-    versions["python"] = platform.python_version()
+    found = versions()
     rows = [
         [
             device["id"],
@@ -45,5 +41,5 @@ def main(arguments: Arguments, console: Console) -> dict[str, Any]:
     ]
     console.table("", ("device", "platform", "kind", "memory", "peak (bfloat16)"), rows)
     console.say()
-    console.table("", ("", ""), sorted(versions.items()))
-    return {"devices": devices, "versions": versions}
+    console.table("", ("", ""), sorted(found.items()))
+    return {"devices": devices, "versions": found}

@@ -47,6 +47,7 @@ class LogConfig:
 
     every: int = _operational(10)
     tensorboard: bool = _operational(True)
+    wandb: bool = _operational(False)  # to Weights & Biases too, as its own environment variables say
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,15 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The text written at the end of a run, so that a person can read what was learned; `tokens` 0 for none."""
+    """The text written at the end of a run, so that a person can read what was learned; `tokens` 0 for none.
+
+    With `every` it is also written on the way, each time after so many steps (0: only at the end).
+    """
 
     prompt: str = _operational("")
     tokens: int = _operational(120)
     temperature: float = _operational(0.8)
+    every: int = _operational(0)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ _LEAST = {
     "evaluate.every": 0,
     "evaluate.tokens": 0,
     "sample.tokens": 0,
+    "sample.every": 0,
     "profile.start": 0,
     "profile.steps": 0,
 }
@@ -230,6 +236,10 @@ def validate(config: RunConfig) -> None:
     check_data(config.objective, config.data)
     if config.sample.tokens and not isinstance(config.model, DecoderConfig):
         raise ValueError("this model writes no text, so there is none to sample; pass --sample.tokens 0")
+    if config.sample.every and not config.sample.tokens:
+        raise ValueError(
+            f"sample.every={config.sample.every} asks for texts of no tokens; pass --sample.tokens too, or leave it out"
+        )
     config.objective.validate(max(config.data.lengths, default=0))
 
 

@@ -1,9 +1,11 @@
-"""How a process is prepared before JAX is first imported: what it reads only then. Nothing here imports it."""
+"""The process around a run: how it is prepared before JAX is first imported, which nothing here does; its versions."""
 
 import contextlib
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 
 from data.cache import cache_folder
@@ -23,6 +25,12 @@ def prepare() -> None:
         "JAX_TRACEBACK_FILTERING", "off"
     )  # tracebacks go to files, and are for those who look into them
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's errors, not its remarks
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of what arrays are computed and kept with."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def make_deterministic() -> None:

@@ -208,6 +208,12 @@ def room_after(longest: int, max_length: int) -> int:
     return max_length - longest + 1
 
 
+@partial(jax.jit, static_argnames=("plan", "precision"))
+def _laid_out(plan: Blueprint, params: Params, precision: str) -> tuple[Any, tuple[Any, ...]]:
+    """The model in the dtype that it computes in, and its layers one by one."""
+    return unstack(plan.model(params, jnp.dtype(precision)))
+
+
 class Writer:
     """A model ready to write: its layers laid out one by one, once for all prompts.
 
@@ -228,9 +234,8 @@ class Writer:
         self.config, self.tokenizer, self.mesh = plan.config, tokenizer, mesh
         self._sources_begin = sources_begin
         self.continues = isinstance(plan.config, DecoderConfig)
-        dtype = jnp.dtype(precision)
         with jax.set_mesh(mesh):
-            self._model, self._layers = jax.jit(lambda params: unstack(plan.model(params, dtype)))(params)
+            self._model, self._layers = _laid_out(plan, params, precision)
 
     def write(
         self, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, seed: int, stop: Sequence[str] = ()

@@ -15,6 +15,7 @@ from train.console import Console
 from train.hardware import memory_limit
 from train.mesh import MeshConfig, make_mesh
 from train.program import Program
+from train.units import size
 
 _REMEDIES = 2  # so many are told
 _SPLIT = MeshConfig(data=1, fsdp=-1)
@@ -38,11 +39,6 @@ def device_memory() -> int | None:
     device = jax.local_devices()[0]
     limit = memory_limit(device)
     return limit // jax.local_device_count() if limit and device.platform == "cpu" else limit
-
-
-def in_words(size: float) -> str:
-    """Bytes as GiB or MiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def compile_that_fits(program: Program, row: Mapping[str, np.ndarray], console: Console) -> Any:
@@ -81,9 +77,9 @@ def _too_large(
     """The error, once what would fit has been compiled too."""
     device, memory = jax.local_devices()[0].device_kind, device_memory()
     said = f"a step of {program.config.batch_size} rows "
-    said += f"needs {in_words(needed)} of a device's memory" if needed else "needs more than a device's memory"
-    said += f", {in_words(program.state_bytes())} of it for parameters and optimizer"
-    said += f", and one {device} has {in_words(memory)}" if memory else ""
+    said += f"needs {size(needed)} of a device's memory" if needed else "needs more than a device's memory"
+    said += f", {size(sum(program.state_bytes().values()))} of it for parameters and optimizer"
+    said += f", and one {device} has {size(memory)}" if memory else ""
     with console.progress("looking for what would fit"):
         found = (_first_fitting(ladder, row, limit) for ladder in _ladders(program.config))
         fitting = list(islice(filter(None, found), _REMEDIES))
@@ -115,9 +111,9 @@ def _first_fitting(
     """The first that compiles to no more than `limit` bytes, and what it needs."""
     for options, config in ladder:
         try:
-            size = step_bytes(Program.of(config, make_mesh(config.mesh)).compile_step(row))
+            needed = step_bytes(Program.of(config, make_mesh(config.mesh)).compile_step(row))
         except (ValueError, jax.errors.JaxRuntimeError):  # the mesh does not divide it; it does not fit either
             continue
-        if limit is None or size <= limit:
-            return f"{options} ({in_words(size)})"
+        if limit is None or needed <= limit:
+            return f"{options} ({size(needed)})"
     return None

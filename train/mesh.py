@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -86,6 +86,27 @@ def place_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
     return jax.device_put(array, batch_sharding(mesh, array.shape))
 
 
+class Dimension(NamedTuple):
+    """One axis of an array: its logical name, its size, the mesh axes that split it, and those that it is copied over.
+
+    It is copied where RULES would split it and must not, as key/value heads that are fewer than the devices.
+    """
+
+    logical: str | None
+    size: int
+    split: tuple[str, ...]
+    copied: tuple[str, ...]
+
+
+def dimensions(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> list[Dimension]:
+    """How an array of `shape`, whose dimensions carry the logical `axes`, lies on the mesh."""
+    found = []
+    for logical, size, entry in zip(axes, shape, partition_spec(axes, shape, mesh), strict=True):
+        meant = _mesh_axes(logical) if logical and axis_size(mesh, logical) > 1 else ()
+        found.append(Dimension(logical, size, *(((), meant) if entry is None else (meant, ()))))
+    return found
+
+
 def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
     """The mesh in words: each axis, its size, what is split over it, and which key/value heads it replicates."""
     lying = {
@@ -93,12 +114,10 @@ def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
         for axis in mesh.shape
     }
     copied: set[str] = set()
-    for d in declared.values():
-        for logical, entry in zip(d.axes, partition_spec(d.axes, d.shape, mesh), strict=True):
-            for axis in _mesh_axes(logical) if logical and entry is None and axis_size(mesh, logical) > 1 else ():
-                copied.add(f"{logical} copied over {axis}")
-            for axis in np.atleast_1d(entry or []):
-                lying[axis].add(str(logical))
+    for dimension in (dimension for d in declared.values() for dimension in dimensions(d.axes, d.shape, mesh)):
+        copied |= {f"{dimension.logical} copied over {axis}" for axis in dimension.copied}
+        for axis in dimension.split:
+            lying[axis].add(str(dimension.logical))
     words = [f"{axis} {size} ({', '.join(sorted(lying[axis]))})" for axis, size in mesh.shape.items() if size > 1]
     return "; ".join([f"mesh {' x '.join(words)}", *sorted(copied)]) if words else "no mesh"
 

@@ -1,12 +1,15 @@
-"""What a run measured: rows of metrics.jsonl, TensorBoard's curves, and one line of progress for people."""
+"""What a run measured: rows of metrics.jsonl, TensorBoard's and W&B's curves, and one line of progress for people."""
 
 import contextlib
+import hashlib
+import importlib
 import json
 import os
 import socket
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 import jax
@@ -17,7 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from train.run_directory import RunDirectory, StorageError, is_local, json_text, sync_folder, writing
+from train.run_directory import RunDirectory, StorageError, is_local, json_text, read_rows, sync_folder, writing
+from train.units import count, duration
 
 _Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
@@ -35,11 +39,20 @@ class Metrics:
         run: the run directory, which exists.
         resume_step: the checkpoint that the run goes on from; 0 for a new run.
         tensorboard: whether RUN/tensorboard is written.
+        wandb: a run of Weights & Biases (`begin_wandb`), to which the named values go too.
     """
 
-    def __init__(self, run: RunDirectory, resume_step: int = 0, *, tensorboard: bool = True):
+    def __init__(
+        self,
+        run: RunDirectory,
+        resume_step: int = 0,
+        *,
+        tensorboard: bool = True,
+        wandb: Any = None,
+    ):
         self._rows: _LocalFile | _RemoteFile | None = None
         self._curves: _LocalFile | _RemoteFile | None = None
+        self._wandb = wandb
         self._last_step = 0
         if jax.process_index() != 0:
             return
@@ -69,13 +82,12 @@ class Metrics:
         first = {"step": row["step"], "tokens": row.get("tokens"), "time": round(time.time(), 3)}
         line = json_text({**first, **row})
         self._rows.append(line.encode() + b"\n")
+        values = {n: v for n, v in json.loads(line).items() if "/" in n and isinstance(v, int | float)}
         if self._curves:
-            values = [
-                {"tag": name, "simple_value": value}
-                for name, value in json.loads(line).items()
-                if "/" in name and isinstance(value, int | float)
-            ]
-            self._curves.append(_record(step=int(row["step"]), summary={"value": values}))
+            tagged = [{"tag": name, "simple_value": value} for name, value in values.items()]
+            self._curves.append(_record(step=int(row["step"]), summary={"value": tagged}))
+        if self._wandb:
+            self._wandb.log(values | {"tokens": row.get("tokens")}, step=row["step"])
 
     def flush(self) -> None:
         """Makes the rows durable: called before a checkpoint commits."""
@@ -91,6 +103,8 @@ class Metrics:
             for file in (self._rows, self._curves):
                 if file:
                     file.close()
+            if self._wandb:
+                self._wandb.finish()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -99,6 +113,29 @@ class Metrics:
         # What ends a run is said; that its last rows could not be written either would hide it.
         with contextlib.suppress(*(StorageError,) if kind else ()):
             self.close()
+
+
+def find_wandb() -> Any:
+    """The module wandb; raises ValueError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise ValueError(
+            '--log.wandb needs wandb; install it with pip install "jumok[wandb]", or leave the option out'
+        ) from None
+
+
+def begin_wandb(wandb: Any, run: RunDirectory, name: str, config: Mapping[str, Any]) -> Any:
+    """A run of Weights & Biases, the same for all starts of a run; None but for the first of many processes.
+
+    What it is not told here, its own environment variables say, as WANDB_PROJECT and WANDB_MODE=offline.
+    """
+    if jax.process_index() != 0:
+        return None
+    first = read_rows(run.starts)[0]
+    known_as = hashlib.sha256(f"{first['host']} {first['time']}".encode()).hexdigest()[:16]
+    folder = str(run.path) if is_local(run.path) else None
+    return wandb.init(name=name, id=known_as, resume="allow", dir=folder, config=dict(config))
 
 
 def first_row(path: epath.Path) -> dict[str, Any] | None:
@@ -244,7 +281,7 @@ class ProgressLine:
         now = time.monotonic()
         # The first update holds the compilation: the time left is told from what came after.
         self._began = self._began or (step, now)
-        parts = [f"step {step}/{self._steps}", f"loss {loss:.4f}", f"{_count(tokens_per_second)} tokens/s"]
+        parts = [f"step {step}/{self._steps}", f"loss {loss:.4f}", f"{count(tokens_per_second)} tokens/s"]
         if mfu is not None:
             parts.append(f"MFU {100 * mfu:.1f} %")
         used, limit = memory
@@ -252,7 +289,7 @@ class ProgressLine:
             parts.append(f"memory {used / 2**30:.1f}" + (f"/{limit / 2**30:.1f} GiB" if limit else " GiB"))
         if step > self._began[0]:
             seconds = (now - self._began[1]) / (step - self._began[0]) * (self._steps - step)
-            parts.append(f"{_duration(seconds)} left")
+            parts.append(f"{duration(seconds)} left")
         text = " · ".join(parts)
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
@@ -279,18 +316,3 @@ class ProgressLine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _count(number: float) -> str:
-    """A number short enough for a line: 950, 35.2k, 1.2M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as 0:41, 3:21 or 1:02:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -123,12 +123,15 @@ class Program:
                 report(f"of the weights, {listed} {fate}")
         return kept
 
-    def state_bytes(self) -> int:
-        """Bytes of parameters and optimizer state on one device."""
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(self.abstract)
-        )
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes on one device: of the "parameters", and of what the "optimizer" keeps."""
+        parts = {"parameters": self.abstract.params, "optimizer": self.abstract.opt_state}
+        return {
+            part: sum(
+                math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+            )
+            for part, tree in parts.items()
+        }
 
 
 def tokens_per_row(model: Any, row: Mapping[str, np.ndarray]) -> int:

@@ -1,6 +1,9 @@
 """What a run says of itself: before its first step what it is and needs, and then, every few steps, how it goes."""
 
+import os
+import socket
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,11 +15,12 @@ from data.loader import Batch, Loader
 from model.cost import count_parameters, train_flops_per_row, train_flops_per_token
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
-from train.config import ProfileConfig, RunConfig
+from train.config import ProfileConfig, RunConfig, to_json
 from train.console import Console, printable
+from train.environment import versions
 from train.hardware import memory_in_use, memory_limit, mfu, peak_flops
 from train.held_out import summary
-from train.memory import device_memory, in_words, step_bytes
+from train.memory import device_memory, step_bytes
 from train.mesh import describe_mesh
 from train.metrics import Metrics, ProgressLine
 from train.program import Program, tokens_per_row
@@ -24,6 +28,7 @@ from train.ramp import Turn
 from train.run_directory import RunDirectory
 from train.step import Metrics as StepMetrics
 from train.time_use import TimeUse
+from train.units import size
 from train.watchdog import Watchdog
 
 # TensorBoard names of the step's metrics that are not simply "learning/" and their own.
@@ -34,18 +39,39 @@ class Diverged(RuntimeError):
     """Too many steps in a row had gradients that were not finite."""
 
 
+def describe_start(program: Program, compiled: Any, step: int) -> dict[str, Any]:
+    """Where a run is started and what it needs there: what is kept of each start, as JSON.
+
+    "memory" is bytes on one device: of parameters, of the optimizer, the most that a step holds in all, and the limit.
+    """
+    device = jax.local_devices()[0]
+    return {
+        "time": time.time(),
+        "step": step,  # that it goes on behind
+        "host": socket.gethostname(),
+        "processes": jax.process_count(),
+        "devices": jax.device_count(),
+        "device_kind": device.device_kind,
+        "platform": device.platform,
+        "mesh": dict(program.mesh.shape),
+        "memory": {**program.state_bytes(), "step": step_bytes(compiled), "limit": device_memory()},
+        "versions": versions(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "config": to_json(program.config),  # config.json is that of the first start
+    }
+
+
 def announce(
     console: Console,
     program: Program,
     dataset: Dataset | ImageDataset,
     loader: Loader,
     row: Batch,
-    compiled: Any,
+    start: Mapping[str, Any],
     where: str,
 ) -> None:
-    """Shows what is about to run, all of it known before the first step."""
-    config, model, device = program.config, program.config.model, jax.local_devices()[0]
-    needed, state, limit = step_bytes(compiled), program.state_bytes(), device_memory()
+    """Shows what is about to run, all of it known before the first step; `start` is what `describe_start` says."""
+    config, model, memory = program.config, program.config.model, start["memory"]
     batch, length, parts = config.batch_size, tokens_per_row(model, row), config.micro_batches
     examples = config.batches.examples(config.steps)
     ramp = (
@@ -55,9 +81,10 @@ def announce(
     filled = sum(source.fill * len(source) for source in loader.sources) / rows
     shown = {
         "model": f"{count_parameters(model):,} parameters ({type(model).__name__}), computed in {config.precision}",
-        "devices": f"{jax.device_count()} x {device.device_kind}, {describe_mesh(program.mesh, program.plan.declared)}",
-        "memory a device": f"{in_words(needed)}, {in_words(state)} of it parameters and optimizer"
-        + (f"; the limit is {in_words(limit)}" if limit else ""),
+        "devices": f"{start['devices']} x {start['device_kind']}, "
+        + describe_mesh(program.mesh, program.plan.declared),
+        "memory a device": f"{size(memory['step'])}, {size(memory['parameters'] + memory['optimizer'])} of it "
+        "parameters and optimizer" + (f"; the limit is {size(memory['limit'])}" if memory["limit"] else ""),
         **dataset.describe(),
         "step": f"{batch} x {length} = {batch * length:,} tokens" + (f" in {parts} parts" if parts > 1 else "") + ramp,
         "rows": f"{rows:,} of {length:,} tokens"

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from data.strict_json import json_object
 
 HEARTBEAT_SECONDS = 10.0  # how often the holder of a heartbeat lock shows that it lives
 STALE_SECONDS = 45.0  # a heartbeat that stands still for this long is a dead holder's
+_GLANCE_SECONDS = 0.1  # whoever only looks whether a lock is held, holds it for less
 _SETTLE_SECONDS = 2.0  # two that take a heartbeat lock in the same moment see who wrote last
 
 
@@ -46,6 +47,9 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.starts = self.path / "starts.jsonl"  # a row each time that it was started: where, and what it needs there
+        self.samples = self.path / "samples.jsonl"  # a row for each text that it wrote on its way
+        self.page = self.path / "report.html"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -84,6 +88,18 @@ class RunDirectory:
         path = self.path / f"{kind}-{moment}-{socket.gethostname()}-{os.getpid()}.txt"
         write_atomically(path, text)
         return path
+
+    def is_written(self) -> bool:
+        """Whether a process holds the folder as its writer, as far as can be seen from here."""
+        lock, beats = self.path / "lock", (self.path / "heartbeat.json").exists()
+        if beats or not is_local(self.path) or not lock.exists():
+            return beats
+        with open(lock, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return isinstance(error, BlockingIOError)
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
@@ -200,6 +216,25 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    """The objects that a file holds, one a line; a line that holds none is passed over."""
+    return [row for line in path.read_bytes().splitlines() if (row := read_row(line))] if path.exists() else []
+
+
+def read_row(line: bytes) -> dict[str, Any]:
+    """The object that a line holds; empty where it holds none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def write_rows(path: epath.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a file of few objects, one a line, whole or not at all."""
+    write_atomically(path, "".join(f"{json_text(row)}\n" for row in rows))
+
+
 def _identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
@@ -221,10 +256,9 @@ def _refusing(folder: epath.Path) -> Iterator[None]:
 def _read_holder(path: epath.PathLike) -> dict[str, Any]:
     """What the holder of a lock wrote about itself: nothing yet, in its first moment."""
     try:
-        holder = json.loads(epath.Path(path).read_text())
-    except (OSError, ValueError):
+        return read_row(epath.Path(path).read_bytes())
+    except OSError:
         return {}
-    return holder if isinstance(holder, dict) else {}
 
 
 @contextlib.contextmanager
@@ -247,8 +281,13 @@ def _flock(folder: epath.Path) -> Iterator[bool]:
 
 
 def _try_flock(descriptor: int, folder: epath.Path, path: str) -> bool:
+    kind = fcntl.LOCK_EX | fcntl.LOCK_NB
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, kind)
+        except BlockingIOError:
+            time.sleep(_GLANCE_SECONDS)
+            fcntl.flock(descriptor, kind)
     except BlockingIOError as error:
         raise _refusal(folder, _read_holder(path)) from error
     except OSError as error:

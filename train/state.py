@@ -1,7 +1,7 @@
 """The state of training: arrays only, each laid on the mesh from its declaration, from the first step to the last."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class Blueprint:
 
     config: Any
     skeleton: Skeleton
-    declared: Mapping[str, Declaration]
+    declared: Mapping[str, Declaration] = field(hash=False)  # the configuration tells blueprints apart
 
     def init(self, seed: int) -> Params:
         """Fresh weights, a function of the seed alone."""

@@ -11,12 +11,13 @@ Part = Literal[
     "steps",  # the productive part, waits for the devices included
     "data",  # in which the loop waited for a batch
     "checkpoint",  # in which a save held the loop up
-    "evaluation",
+    "evaluation",  # held-out data, and the samples on the way
+    "report",  # the run's page
     "lost",  # from a checkpoint to the start that went on from it
 ]
 Item = TypeVar("Item")
 _NONE: Any = object()
-_CURVE = "time/"
+CURVE = "time/"  # what the names of the parts' seconds begin with
 
 
 class TimeUse:
@@ -40,7 +41,7 @@ class TimeUse:
 
     def go_on_without_checkpoint(self, row: Mapping[str, Any]) -> None:
         """Counts all since the run's first start as lost: `row` is any that it logged, of which nothing was kept."""
-        spent = sum(value for name, value in row.items() if name.startswith(_CURVE))
+        spent = sum(value for name, value in row.items() if name.startswith(CURVE))
         self.go_on_from({"seconds": {}, "until": row["time"] - spent})
 
     @contextlib.contextmanager
@@ -74,7 +75,7 @@ class TimeUse:
     def curves(self) -> dict[str, float]:
         """The seconds of each part, and the share of the productive one, under TensorBoard's names."""
         seconds = self.seconds()
-        curves = {f"{_CURVE}{part}_seconds": value for part, value in seconds.items()}
+        curves = {f"{CURVE}{part}_seconds": value for part, value in seconds.items()}
         return {"perf/goodput": seconds["steps"] / max(1e-9, sum(seconds.values())), **curves}
 
     def summary(self) -> str:

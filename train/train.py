@@ -24,7 +24,6 @@ import numpy as np
 from data.dataset import Dataset
 from data.images import ImageDataset
 from data.loader import Loader, prefetch
-from model.decode import Sampling
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.encoder_decoder import EncoderDecoderConfig
@@ -36,19 +35,20 @@ from train.checkpoint import Checkpoints
 from train.cluster import ClusterConfig, agree, join, together
 from train.config import RunConfig, differences, from_json, resolve, to_json, validate, with_model
 from train.console import Console
-from train.generate import Writer, read_prompt, room_after
 from train.held_out import HeldOut, summary
 from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
 from train.memory import compile_that_fits, explained, step_bytes
 from train.mesh import make_mesh, place_batch
-from train.metrics import Metrics, ProgressLine, first_row
+from train.metrics import Metrics, ProgressLine, begin_wandb, find_wandb, first_row
 from train.objectives.objective import WindowObjective
+from train.page.page import Page
 from train.perplexity import unigram_score
 from train.program import Program
 from train.ramp import Turn
 from train.replicas import ReplicaCheck
-from train.report import Diverged, Profile, StepReport, announce, describe_mixture, drawn
-from train.run_directory import RunDirectory, writing
+from train.report import Diverged, Profile, StepReport, announce, describe_mixture, describe_start, drawn
+from train.run_directory import RunDirectory, read_rows, write_rows, writing
+from train.samples import Samples
 from train.signals import Stopped, StopRequest
 from train.spikes import Spike, SpikeWatch
 from train.state import TrainState
@@ -96,15 +96,16 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         _refuse_other_configuration(run, config)
 
     objective = program.objective
+    wandb, samples = find_wandb() if config.log.wandb else None, None
     with together():
         with console.progress("reading the data") as progress:
             dataset = open_dataset(config, tokenizer_of(config), progress)
         loader = dataset.loader(config.seed, objective.rows, preparation_of(objective, dataset))
-        if config.sample.tokens:  # what could not be written at the end is refused now
-            Sampling(config.sample.temperature).validate()
-            assert dataset.tokenizer
-            assert isinstance(config.model, DecoderConfig)  # validate() has seen to both
-            read_prompt(config.sample.prompt, dataset.tokenizer, config.model.max_length)
+        if config.sample.tokens:  # what could not be written is refused now
+            assert dataset.tokenizer  # validate() has seen to it
+            samples = Samples(
+                config.sample, program.plan, dataset.tokenizer, program.mesh, run, config.seed, console.say
+            )
 
     with ExitStack() as open_things:
         with together():
@@ -153,24 +154,27 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         with time_use.of("compile"):
             row = {name: array[0] for name, array in loader.rows_for(0, range(1)).items()}
             whole = compile_that_fits(program, row, console)
-        compiled = {config.batch_size: whole}
+        compiled, start = {config.batch_size: whole}, describe_start(program, whole, step)
         announce(
             console,
             program,
             dataset,
             loader,
             row,
-            whole,
+            start,
             f"{run}, {'resumes at' if newest else 'begins; ends at'} step {step if newest else last}",
         )
-        if jax.process_index() == 0 and not newest:
+        if jax.process_index() == 0:
             with writing(run.path):
-                if dataset.tokenizer:
+                if dataset.tokenizer and not newest:
                     dataset.tokenizer.save(run.tokenizer)
-                run.write_config(to_json(config))
+                if not newest:
+                    run.write_config(to_json(config))
+                write_rows(run.starts, [*read_rows(run.starts), start])
 
         stop_request = open_things.enter_context(StopRequest())
-        metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard))
+        their_run = begin_wandb(wandb, run, config.name, to_json(config)) if wandb else None
+        metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard, wandb=their_run))
         line = open_things.enter_context(ProgressLine(last, step))
         watchdog = open_things.enter_context(Watchdog(run, config.hang_seconds))
         report = StepReport(config, row, metrics, line, watchdog, time_use, step, begin)
@@ -179,6 +183,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
         open_things.enter_context(explained(program, row, step_bytes(whole), console))
+        page = open_things.enter_context(Page(run, config, program.plan.declared, console.say))
 
         def evaluate(params: Params, limit: int) -> dict[str, Any]:
             """The figures of the held-out data; none where a signal breaks the evaluation off."""
@@ -210,10 +215,15 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
 
             evaluates = step == last or (config.evaluate.every and step % config.evaluate.every == 0)
             stopped, figures = stop_request.at(step), {}
-            if stopped or evaluates or step % config.checkpoint.every == 0:
+            samples_now = samples and samples.due(step) and step < last  # the last step's is shown at the end
+            if stopped or evaluates or samples_now or step % config.checkpoint.every == 0:
                 report.settle(turn, step_metrics)
                 if evaluates and not stopped:
                     figures = evaluate(state.params, config.evaluate.tokens)
+                    stopped = stop_request.heard
+                if samples and samples_now and not stopped:
+                    with suppress(Stopped), watchdog.pause(), time_use.of("evaluation"):
+                        samples.write(step, state.params, lambda text: stop_request.break_off())
                     stopped = stop_request.heard
                 report.write(figures)
                 if stopped or step == last or step % config.checkpoint.every == 0:
@@ -225,6 +235,8 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
                         record |= {"losses": spikes.record(), "left_out": left_out}
                         # Rows up to a step are durable before its checkpoint commits.
                         checkpoints.save(step, _items(state), record, first=metrics.flush)
+                with watchdog.pause(), time_use.of("report"):
+                    page.write()
                 report.restart_clock()
             if stopped:
                 checkpoints.wait()
@@ -240,7 +252,8 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
 
     params = state.params
     del state, items  # the sample needs no optimizer
-    _farewell(console, run, program, params, dataset, record["figures"])
+    _farewell(console, run, program, params, dataset, record, samples)
+    page.write(None)
     if len(loader.sources) > 1:
         describe_mixture(console, loader, record["examples_seen"])
     return _result(run, config, record, loader)
@@ -304,29 +317,22 @@ def _farewell(
     program: Program,
     params: Params,
     dataset: Dataset | ImageDataset,
-    figures: dict[str, Any],
+    record: dict[str, Any],
+    samples: Samples | None,
 ) -> None:
     """The held-out figures beside a unigram model's, a sample to read, and what to try next."""
-    config = program.config
+    config, figures = program.config, record["figures"]
     if figures:
         console.say(f"held-out data: {summary(figures)}")
     if figures and isinstance(program.objective, WindowObjective) and isinstance(dataset, Dataset):
         unigram = unigram_score(dataset.corpora, dataset.valid, dataset.tokenizer.vocab_size).figures()
         console.say(f"a unigram model of the same tokens: {unigram['bits_per_byte']:.3f} bits a byte")
-    if config.sample.tokens:
-        assert dataset.tokenizer
-        assert isinstance(config.model, DecoderConfig)
+    if samples:
         console.say("\nwhat it writes:\n")
-        writer = Writer(program.plan, params, dataset.tokenizer, program.mesh)
-        sampling = Sampling(config.sample.temperature)
-        read = read_prompt(config.sample.prompt, dataset.tokenizer, config.model.max_length)
-        room = room_after(len(read), config.model.max_length)
-        console.write(config.sample.prompt)
-        for text, _ in writer.write([config.sample.prompt], min(config.sample.tokens, room), sampling, config.seed):
-            console.write(text)
+        samples.write(record["step"], params, console.write)
         console.write("\n\n")
     here = "jumok" if shutil.which("jumok") else os.path.relpath(Path(sys.executable).with_name("jumok"))
-    console.say(f"the run is in {run}; try next:")
+    console.say(f"the run is in {run}, and {run.page} shows it; try next:")
     for command in _next_commands(run, kept_config(config.model)):
         console.say(f"  {here} {command}")
 

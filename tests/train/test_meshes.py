@@ -121,7 +121,7 @@ def test_adamw_follows_one_curve_and_its_state_is_split(tiny_llama, packed_rows)
     on_one_device = sum(
         leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))
     )
-    assert on_one_device < 0.14 * whole.state_bytes(), (
+    assert on_one_device < 0.14 * sum(whole.state_bytes().values()), (
         "parameters, mu and nu lie an eighth on each device, but for norms"
     )
 
@@ -134,7 +134,7 @@ def test_a_step_compiles_once_and_gives_its_state_back_in_place(tiny, packed_row
     state = program.first_state()
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, program.abstract)
     analysis = compiled.memory_analysis()
-    assert analysis.alias_size_in_bytes >= program.state_bytes()
+    assert analysis.alias_size_in_bytes >= sum(program.state_bytes().values())
     batch = place_batch(mesh, 16, lambda places: {name: array[places] for name, array in packed_rows.items()})
     new, _ = compiled(state, batch)
     compiled(new, batch)  # a compiled program refuses a state that came back laid out otherwise

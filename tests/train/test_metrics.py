@@ -2,10 +2,13 @@
 
 import io
 import json
+import math
 import os
 import re
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +22,8 @@ from tensorboardX.proto import event_pb2
 
 from train import metrics as metrics_module
 from train.hardware import find_hardware, memory_in_use, memory_limit, mfu, peak_flops
-from train.metrics import Metrics, ProgressLine
-from train.run_directory import RunDirectory
+from train.metrics import Metrics, ProgressLine, begin_wandb, find_wandb
+from train.run_directory import RunDirectory, is_local, write_rows
 
 Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
@@ -206,3 +209,51 @@ def test_a_cpu_has_no_peak_and_tells_the_processs_memory() -> None:
     assert used is not None
     assert limit is not None
     assert 2**26 < used < limit
+
+
+class FakeWandb:
+    """What is used of the module wandb, and what it was told."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.finished = False
+
+    def init(self, **settings: Any) -> "FakeWandb":
+        self.begun = settings
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_weights_and_biases_hears_what_tensorboard_hears(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    write_rows(run.starts, [{"host": "here", "time": 1.5}, {"host": "there", "time": 9.5}])
+    begun = begin_wandb(find_wandb(), run, "mine", {"steps": 7})
+    with Metrics(run, tensorboard=False, wandb=begun) as metrics:
+        metrics.log({"step": 1, "tokens": 64, "learning/loss": 2.5, "perf/mfu": None, "learning/grad_norm": math.nan})
+    assert fake.logged == [(1, {"learning/loss": 2.5, "tokens": 64})]
+    assert fake.finished
+    known_as = fake.begun["id"]
+    assert fake.begun | {"id": ""} == {
+        "name": "mine",
+        "id": "",
+        "resume": "allow",
+        "dir": str(run.path) if is_local(run.path) else None,
+        "config": {"steps": 7},
+    }
+    write_rows(run.starts, [{"host": "here", "time": 1.5}])
+    assert begin_wandb(fake, run, "mine", {}).begun["id"] == known_as, "all starts are one run there"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert begin_wandb(fake, run, "mine", {}) is None
+
+
+def test_weights_and_biases_that_are_not_installed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r'--log.wandb needs wandb; install it with pip install "jumok\[wandb\]"'):
+        find_wandb()

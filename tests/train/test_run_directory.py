@@ -119,10 +119,12 @@ def test_one_writer_until_it_dies(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
+        assert run.is_written()
         with pytest.raises(ValueError, match=f"^{run} is being written by process {holder.pid} on .*; wait") as error:
             run.lock().__enter__()
         assert "\n" not in str(error.value)
         holder.send_signal(signal.SIGKILL)
+    assert not run.is_written()
     with run.lock() as check:
         check()
         with pytest.raises(ValueError, match=f"is being written by process {os.getpid()} on"):
