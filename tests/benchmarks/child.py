@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ _SETTLE_SECONDS = 0.05  # thread pools spin for a moment after their work, and w
 
 def main(cores: str, repetitions: str, file: str, row: str) -> None:
     """Measures the row on these cores ("0,1"), and writes what it found."""
+    tempfile.tempdir = str(Path(file).parent)  # which is deleted when the row is done
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     prepare()
     module, function, name = row.split(":")

@@ -1,6 +1,6 @@
 """GPT-2 in PyTorch: eager, with fused attention."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,22 @@ F = torch.nn.functional
 def gpt2_trainer(
     model: DecoderConfig, tensors: Mapping[str, Any], stream: np.ndarray, config: OptimizerConfig
 ) -> Trainer:
-    """Steps on one batch [rows, length + 1], from `tensors` named as Hugging Face's are.
+    """Steps on one batch [rows, length + 1], from `tensors` named as Hugging Face's are."""
+    weights = {name: tensor.requires_grad_() for name, tensor in turned(tensors).items()}
+    matrices = {name for name, tensor in weights.items() if ".h." in name and tensor.ndim == 2}
+    return Trainer(gpt2_loss(model, weights, stream), weights, matrices, config)
 
-    Theirs are stored (in, out); here they are turned to (out, in), as PyTorch's own layers have them.
-    """
+
+def turned(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of Hugging Face's, whose matrices are (in, out), with these (out, in), as PyTorch's own layers are."""
     matrices = {name for name, tensor in tensors.items() if ".h." in name and tensor.ndim == 2}
-    turned = {name: t.T.contiguous() if name in matrices else t for name, t in tensors.items()}
-    weights = {name: tensor.requires_grad_() for name, tensor in turned.items()}
+    return {name: tensor.T.contiguous() if name in matrices else tensor for name, tensor in tensors.items()}
+
+
+def gpt2_loss(model: DecoderConfig, weights: Mapping[str, Any], stream: np.ndarray) -> Callable[[], Any]:
+    """A function that computes the mean loss of a batch [rows, length + 1]."""
     tokens, targets = (torch.from_numpy(a.astype(np.int64)) for a in (stream[:, :-1], stream[:, 1:]))
-
-    def loss() -> Any:
-        return F.cross_entropy(_logits(model, weights, tokens).flatten(0, 1), targets.flatten())
-
-    return Trainer(loss, weights, matrices, config)
+    return lambda: F.cross_entropy(_logits(model, weights, tokens).flatten(0, 1), targets.flatten())
 
 
 def _logits(model: DecoderConfig, weights: Mapping[str, Any], tokens: Any) -> Any:
