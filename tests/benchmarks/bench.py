@@ -37,6 +37,7 @@ ROWS = {
     "train 6x384": Row("rows:train:6x384"),
     "train 6x384 v8192": Row("rows:train:6x384-v8192"),
     "train gpt2-124m": Row("rows:train:gpt2-124m"),
+    "train llama-1b": Row("family_rows:llama:"),
     "train encoder": Row("family_rows:masked_lm:"),
     "train encoder-decoder": Row("family_rows:translate:"),
     "train vision": Row("family_rows:classify_images:"),

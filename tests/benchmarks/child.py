@@ -24,6 +24,7 @@ def main(cores: str, repetitions: str, file: str, row: str) -> None:
     tempfile.tempdir = str(Path(file).parent)  # which is deleted when the row is done
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     prepare()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # on a GPU, which PyTorch shares
     module, function, name = row.split(":")
     found = getattr(importlib.import_module(module), function)(name)
     if "systems" in found:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rows import OPTIMIZER, TORCH, one_document, tensors, training
+from rows import CPU, OPTIMIZER, TORCH, one_document, tensors, training
 
 from data.dataset import DataConfig
 from data.images import ImagesConfig
@@ -23,8 +23,9 @@ from model.decode import unstack
 from model.encoder import EncoderConfig
 from model.encoder_decoder import EncoderDecoderConfig
 from model.families import bert, transformer, vit
+from model.families import llama as llama_family
 from model.parameters import Params, merge
-from model.presets import Family
+from model.presets import PRESETS, Family
 from model.vision import VisionConfig
 from train.config import RunConfig
 from train.mesh import MeshConfig, make_mesh
@@ -35,7 +36,7 @@ from train.state import Blueprint, blueprint
 
 _TRANSFORMERS = TORCH and importlib.util.find_spec("transformers") is not None
 if TORCH:
-    from torch_training import Trainer, torch
+    from torch_training import DEVICE, Trainer, on_device, torch
 
 _ENCODER = EncoderConfig(num_layers=4, model_dim=256, num_heads=4, vocab_size=8192, max_length=128)
 _PAIR: EncoderDecoderConfig = replace(transformer.PRESETS["transformer-tiny"], attention_bias=True, dropout=0.0)
@@ -58,9 +59,9 @@ def masked_lm(_: str) -> dict[str, Any]:
     batch |= {"places": places, "targets": targets, "scored": np.tile(np.arange(kept) < chosen, (rows, 1))}
 
     def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
-        tokens, at, wanted = (torch.from_numpy(array.astype(np.int64)) for array in (batch["tokens"], places, targets))
+        tokens, at, wanted = map(on_device, (batch["tokens"], places, targets))
         at, wanted = at[:, :chosen], wanted[:, :chosen]
-        labels = torch.full((rows, length), -100).scatter(1, at, wanted)
+        labels = torch.full_like(tokens, -100).scatter(1, at, wanted)
 
         def everywhere(model: Any) -> Any:
             return model(tokens, labels=labels).loss
@@ -77,6 +78,26 @@ def masked_lm(_: str) -> dict[str, Any]:
     return training(config, batch, ("tokens", rows * length), theirs if _TRANSFORMERS else None)
 
 
+def llama(_: str) -> dict[str, Any]:
+    """A step of Llama 3.2 1B on rows of 2,048 tokens."""
+    model, rows, length = replace(PRESETS["llama3.2-1b"], remat="attention"), 4, 2048
+    if CPU:
+        return {"not_run": "needs an accelerator"}
+    stream = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1), np.int32)
+    batch = one_document(stream[:, :-1]) | {"targets": stream[:, 1:], "scored": np.ones((rows, length), bool)}
+
+    def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
+        read, labels = on_device(stream[:, :-1]), on_device(stream[:, 1:])
+
+        def loss(reference: Any) -> Any:
+            return torch.nn.functional.cross_entropy(reference(read).logits.flatten(0, 1), labels.flatten())
+
+        return {"transformers": _trainer(llama_family, plan, params, loss)}
+
+    config = RunConfig(model, DataConfig(max_length=length, packing="contiguous"), batch_size=rows)
+    return training(config, batch, ("tokens", rows * length), theirs if _TRANSFORMERS else None)
+
+
 def translate(_: str) -> dict[str, Any]:
     """A step of translation, each row a source and its target."""
     rows, length = 32, 64
@@ -85,7 +106,7 @@ def translate(_: str) -> dict[str, Any]:
     batch |= {"targets": stream[:, 1:], "scored": np.ones((rows, length), bool)}
 
     def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
-        read, written, labels = (torch.from_numpy(a.astype(np.int64)) for a in (source, stream[:, :-1], stream[:, 1:]))
+        read, written, labels = map(on_device, (source, stream[:, :-1], stream[:, 1:]))
 
         def loss(model: Any) -> Any:
             return model(read, decoder_input_ids=written, labels=labels).loss
@@ -117,8 +138,8 @@ def beam(_: str) -> dict[str, Any]:
         reference = _reference(transformer, plan, params).eval()
         generate = partial(
             reference.generate,
-            torch.from_numpy(source.astype(np.int64)),
-            attention_mask=torch.ones(source.shape, dtype=torch.int64),
+            on_device(source),
+            attention_mask=on_device(np.ones_like(source)),
             num_beams=search.num_beams,
             length_penalty=search.length_penalty,
             max_new_tokens=new,
@@ -126,7 +147,7 @@ def beam(_: str) -> dict[str, Any]:
             forced_eos_token_id=None,
             bad_words_ids=None,
         )
-        systems["transformers"] = lambda: generate()[:, 1:].numpy()
+        systems["transformers"] = lambda: generate()[:, 1:].cpu().numpy()
     drawn = {name: call() for name, call in systems.items()}
     equal = [f"{(tokens == drawn['jumok']).mean():.1%} of {name}'s tokens equal ours" for name, tokens in drawn.items()]
     return {
@@ -145,8 +166,8 @@ def classify_images(_: str) -> dict[str, Any]:
     labels = random.integers(0, _VISION.num_classes, rows, np.int32)
 
     def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        wanted = torch.from_numpy(labels.astype(np.int64))
+        pixels = on_device(images).permute(0, 3, 1, 2)
+        wanted = on_device(labels)
 
         def loss(model: Any) -> Any:
             return torch.nn.functional.cross_entropy(model(pixels / 127.5 - 1).logits, wanted)
@@ -167,7 +188,7 @@ def _reference(family: Family, plan: Blueprint, params: Mapping[str, Any]) -> An
     transformers = importlib.import_module("transformers")
     cls = getattr(transformers, family.architecture(plan.config))
     config = cls.config_class(**family.to_hugging_face_config(plan.config) | _TOKENS.get(family.MODEL_TYPE, {}))
-    return cls.from_pretrained(None, config=config, state_dict=tensors(family, plan, params)).train()
+    return cls.from_pretrained(None, config=config, state_dict=tensors(family, plan, params)).train().to(DEVICE)
 
 
 def _trainer(family: Family, plan: Blueprint, params: Params, loss: Callable[[Any], Any]) -> Any:

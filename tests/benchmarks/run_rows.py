@@ -22,7 +22,7 @@ from train.step import make_evaluation
 
 if TORCH:
     from torch_gpt2 import gpt2_loss, turned
-    from torch_training import torch
+    from torch_training import on_device, torch
 
 
 def _program(size: str) -> Program:
@@ -146,7 +146,7 @@ def _items(size: str) -> tuple[dict[str, Any], float]:
 
 
 def _torch_arrays(items: dict[str, Any]) -> list[Any]:
-    return [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(items)]
+    return [on_device(np.array(leaf)) for leaf in jax.tree.leaves(items)]
 
 
 def _moved(megabytes: float, systems: dict[str, Callable]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from torch_training import Trainer, torch
+from torch_training import Trainer, on_device, torch
 
 from model.decoder import DecoderConfig
 from train.optimizer import OptimizerConfig
@@ -29,7 +29,7 @@ def turned(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def gpt2_loss(model: DecoderConfig, weights: Mapping[str, Any], stream: np.ndarray) -> Callable[[], Any]:
     """A function that computes the mean loss of a batch [rows, length + 1]."""
-    tokens, targets = (torch.from_numpy(a.astype(np.int64)) for a in (stream[:, :-1], stream[:, 1:]))
+    tokens, targets = map(on_device, (stream[:, :-1], stream[:, 1:]))
     return lambda: F.cross_entropy(_logits(model, weights, tokens).flatten(0, 1), targets.flatten())
 
 
