@@ -2,6 +2,7 @@
 #
 #   make train EXTRA=cuda        on NVIDIA GPUs (cuda12 for older drivers), EXTRA=tpu on TPUs
 #   make test TESTS="-k resume"  a part of the tests
+#   .venv/bin/python tests/benchmarks/tpu.py    what a TPU's compiler says of large models (EXTRA=tpu; needs no TPU)
 #   make drill KILLS=200 DAMAGES=200 INPUTS=100000   the long form: an hour or two
 #   make lock UPGRADE=--upgrade  newer versions of everything
 

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from model.attention import Attention, LayerCache
 from model.config import StackConfig
 from model.feed_forward import FeedForward
+from model.fsdp import gradients_first
 from model.layers import Norm, dropout
 from model.mask import Mask
 
@@ -118,7 +119,8 @@ class Block(nnx.Module):
                 with jax.named_scope("cross_attention"):
                     x_BLD = self._added(x_BLD, cross_attention, self.cross_norm, keys[4])
             with jax.named_scope("mlp"):
-                x_BLD = self._added(x_BLD, self.mlp, self.mlp_norm, mlp_key)
+                x_BLD, mlp = gradients_first(x_BLD, self.mlp)
+                x_BLD = self._added(x_BLD, mlp, self.mlp_norm, mlp_key)
         if "hidden" in capture:
             captured["hidden"] = x_BLD
         return x_BLD, cache, captured

@@ -11,7 +11,10 @@ from model.positions import RopeScaling
 GATED = ("swiglu", "geglu")  # activations with a gate: two projections in, and no biases
 _OPERATIONAL = {"operational": True}  # may change on resume: says how, not what, is computed
 
-Remat = Literal["none", "dots", "attention", "full"]
+# What of a layer is held for its gradient, and not computed again, from most to least. dots: what is projected and
+# attended, but what goes back into the residual stream; attention: that without the feed-forward layer; projections:
+# all that attention projects; qkv: queries, keys and values, which `offload` holds in the host's memory.
+Remat = Literal["none", "dots", "attention", "projections", "qkv", "offload", "full"]
 
 _COUNTS = (
     *("num_layers", "model_dim", "num_heads", "kv_heads", "head_size", "value_head_size", "mlp_size"),
@@ -50,7 +53,7 @@ class StackConfig:
     attention_dropout: float = 0.0
     init: Literal["gpt2", "normal", "fan_in"] = "gpt2"
     init_std: float = 0.02
-    attention: Literal["reference", "xla"] = field(default="xla", metadata=_OPERATIONAL)
+    attention: Literal["auto", "reference", "xla", "splash", "cudnn"] = field(default="auto", metadata=_OPERATIONAL)
     remat: Remat = field(default="none", metadata=_OPERATIONAL)
     unroll: int = field(default=1, metadata=_OPERATIONAL)
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from model.config import GATED, StackConfig
 from model.parameters import normal, param, zeros
@@ -35,15 +37,29 @@ class FeedForward(nnx.Module):
         """Each position's output, [B, L, D]."""
         if self.config.activation in GATED:
             h_BLCF = einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...])
-            h_BLCF = constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp")
-            h_BLF = ACTIVATIONS[self.config.activation](h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
+            h_BLCF = checkpoint_name(constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp"), "up")
+            h_BLF = _gated(self.config.activation, h_BLCF)
         else:
             h_BLF = einsum("BLD,DF->BLF", x_BLD, self.up[...])
-            h_BLF = constrain(h_BLF, "act_batch", "act_length", "act_mlp")
+            h_BLF = checkpoint_name(constrain(h_BLF, "act_batch", "act_length", "act_mlp"), "up")
             h_BLF = h_BLF + self.up_bias[None, None] if self.config.use_bias else h_BLF
             h_BLF = ACTIVATIONS[self.config.activation](h_BLF)
         y_BLD = constrain(einsum("BLF,FD->BLD", h_BLF, self.down[...]), "act_batch", "act_length", "act_embed")
         return y_BLD + self.down_bias[None, None] if self.config.use_bias else y_BLD
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gated(activation: str, h_BLCF: jax.Array) -> jax.Array:
+    """The activation of the gate times up. Only these are held for the gradient, which is made as one array."""
+    return ACTIVATIONS[activation](h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
+
+
+def _gated_backward(activation: str, h_BLCF: jax.Array, g_BLF: jax.Array):
+    act_BLF, back = jax.vjp(ACTIVATIONS[activation], h_BLCF[:, :, 0])
+    return (jnp.stack([*back(g_BLF * h_BLCF[:, :, 1]), g_BLF * act_BLF], axis=2),)
+
+
+_gated.defvjp(lambda activation, h_BLCF: (_gated(activation, h_BLCF), h_BLCF), _gated_backward)
 
 
 @jax.custom_vjp

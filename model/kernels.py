@@ -2,17 +2,21 @@
 
 `reference` says what is computed, in the fewest words, and also does what fused kernels cannot: hand out its
 probabilities and drop some of them. `xla` is for every backend: it carries its own gradient and, where the mask is
-causal, works by blocks of queries that never meet the keys after them.
+causal, works by blocks of queries that never meet the keys after them. `splash` (model/splash.py) is for TPUs and
+`cudnn` (model/cudnn.py) for NVIDIA GPUs: they never hold the scores.
 """
 
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from model.cudnn import cudnn, cudnn_failure, cudnn_obstacle
 from model.mask import MASKED, Mask
-from model.sharding import constrain, spread
+from model.sharding import constrain, device_platform, spread
+from model.splash import splash, splash_obstacle
 
 _MAX_BLOCKS = 8
 
@@ -25,15 +29,36 @@ def attend(
     *,
     scale: float,
     bias_BHLM: jax.Array | None = None,
-    implementation: str = "xla",
+    implementation: str = "auto",
 ) -> jax.Array:
     """Attention of H query heads over G key/value heads, [B, L, H, U] in q's dtype, with a float32 softmax.
 
-    `bias_BHLM` is added to the scores; its first axis may be 1.
+    `bias_BHLM` is added to the scores; its first axis may be 1. The `implementation` is one of IMPLEMENTATIONS, or
+    "auto": what is made for the devices. What a fused one cannot compute is computed by `xla`, with a warning.
     """
     q_BLGRK, k_BMGK, v_BMGU, bias = _grouped(q_BLHK, k_BMGK, v_BMGU, bias_BHLM)
+    if implementation == "auto":
+        implementation = _MADE_FOR.get(device_platform(), "xla")
+    obstacle = _obstacle(implementation, q_BLGRK, k_BMGK, v_BMGU, mask, bias)
+    if obstacle is not None:
+        if mask.counts_from_start and q_BLHK.shape[1] > 1:  # of decoding nobody expects it
+            warnings.warn(f"attention is computed by xla, not by {implementation}: {obstacle}", stacklevel=2)
+        implementation = "xla"
     out = IMPLEMENTATIONS[implementation](q_BLGRK * scale, k_BMGK, v_BMGU, mask, bias)
     return out.reshape(*q_BLHK.shape[:3], -1)
+
+
+def _obstacle(implementation: str, q_BLGRK, k_BMGK, v_BMGU, mask: Mask, bias) -> str | None:
+    """Why an implementation cannot compute this, in words; None where it can."""
+    if implementation == "splash":
+        return splash_obstacle(q_BLGRK, k_BMGK, v_BMGU, mask, bias)
+    if implementation != "cudnn":
+        return None
+    obstacle = cudnn_obstacle(q_BLGRK, k_BMGK, v_BMGU, mask, bias)
+    # Programs may be compiled for GPUs where there are none to try it on.
+    if obstacle is None and jax.default_backend() == "gpu":
+        obstacle = cudnn_failure(q_BLGRK, k_BMGK, v_BMGU, mask, _reference)
+    return obstacle
 
 
 def attend_with_probabilities(
@@ -146,4 +171,5 @@ def _attend_block_backward(residuals, g_BLGRU):
 
 _attend_block.defvjp(_attend_block_forward, _attend_block_backward)
 
-IMPLEMENTATIONS: dict[str, Callable] = {"reference": _reference, "xla": _xla}
+IMPLEMENTATIONS: dict[str, Callable] = {"reference": _reference, "xla": _xla, "splash": splash, "cudnn": cudnn}
+_MADE_FOR = {"tpu": "splash", "gpu": "cudnn"}  # platforms

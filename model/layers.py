@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.fsdp import gathered, on_own_rows
 from model.mask import MASKED
 from model.parameters import normal, ones, param, zeros
 from model.sharding import constrain, einsum
@@ -121,7 +122,11 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens_BL: jax.Array) -> jax.Array:
         """The tokens' vectors, [B, L, D]."""
-        return look_up(constrain(self.table[...], "vocab", "act_embed"), tokens_BL)
+
+        def look_up_own(tokens_BL: jax.Array, embedding: Embedding) -> jax.Array:
+            return look_up(constrain(gathered(embedding).table[...], "vocab", "act_embed"), tokens_BL)
+
+        return on_own_rows(look_up_own, tokens_BL, self, ("act_batch", "act_length"))
 
     def logits(self, x_BLD: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
         """Unnormalised log-probabilities [B, L, V] over the padded vocabulary, the padding masked."""

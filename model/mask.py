@@ -32,9 +32,21 @@ class Mask:
     seen_BLM: jax.Array | None = None
 
     @property
+    def counts_from_start(self) -> bool:
+        """Whether indices are places in the row."""
+        return self.q_index_BL is None and self.k_index_BM is None
+
+    @property
     def is_plainly_causal(self) -> bool:
         """Whether query l never sees a key after l, by its place in the row alone."""
-        return self.causal and self.q_index_BL is None and self.k_index_BM is None
+        return self.causal and self.counts_from_start
+
+    @property
+    def segments(self) -> tuple[jax.Array, jax.Array] | None:
+        """The segments of queries and of keys, where they count."""
+        if self.q_segments_BL is None or self.k_segments_BM is None:
+            return None
+        return self.q_segments_BL, self.k_segments_BM
 
     def allowed(self, length: int, memory: int) -> jax.Array:
         """The matrix: bool, [B or 1, L, M]."""
@@ -45,6 +57,7 @@ class Mask:
             allowed &= k[:, None, :] <= q[:, :, None]
         if self.window is not None:
             allowed &= q[:, :, None] - k[:, None, :] < self.window
-        if self.q_segments_BL is not None and self.k_segments_BM is not None:
-            allowed = allowed & (self.q_segments_BL[:, :, None] == self.k_segments_BM[:, None, :])
+        if self.segments is not None:
+            q_segments_BL, k_segments_BM = self.segments
+            allowed = allowed & (q_segments_BL[:, :, None] == k_segments_BM[:, None, :])
         return allowed if self.seen_BLM is None else allowed & self.seen_BLM

@@ -61,12 +61,23 @@ def rope_tables(
     return jnp.concatenate([cos, cos], -1)[:, :, None], jnp.concatenate([-sin, sin], -1)[:, :, None]
 
 
+@jax.custom_vjp
 def rotate(x_BLHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """x with each pair (i, i + K/2) of its last axis turned by its position's angle, in float32."""
+    """x with each pair (i, i + K/2) of its last axis turned by its position's angle, in float32.
+
+    Its gradient is turned back. Left to itself JAX would exchange halves that are float32 already, and TPUs hold them.
+    """
     cos, sin = tables
-    x = x_BLHK.astype(jnp.float32)
-    first, second = jnp.split(x, 2, axis=-1)
-    return (x * cos + jnp.concatenate([second, first], -1) * sin).astype(x_BLHK.dtype)
+    swapped = jnp.concatenate(jnp.split(x_BLHK, 2, axis=-1)[::-1], -1)
+    return (x_BLHK.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x_BLHK.dtype)
+
+
+def _rotate_backward(tables: tuple[jax.Array, jax.Array], g_BLHK: jax.Array):
+    cos, sin = tables
+    return rotate(g_BLHK, (cos, -sin)), None
+
+
+rotate.defvjp(lambda x_BLHK, tables: (rotate(x_BLHK, tables), tables), _rotate_backward)
 
 
 def places_in_segments(segments_BL: jax.Array) -> jax.Array:

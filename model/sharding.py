@@ -7,11 +7,13 @@ parallelism are shapes, never code paths. Parameters and activations have differ
 the fact that `embed` is split where `act_embed` is not.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
@@ -52,13 +54,20 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 _REPLICABLE = ("kv_heads", "act_kv_heads")
 
 
-def axis_size(mesh: Mesh | AbstractMesh, logical: str) -> int:
-    """Over how many devices RULES spreads the logical axis `logical` on `mesh`."""
+def mesh_axes(mesh: Mesh | AbstractMesh, logical: str, *, own: bool = False) -> tuple[str, ...]:
+    """The axes of `mesh` over which RULES lays the logical axis `logical`.
+
+    Inside of a `shard_map`, along whose axes arrays are the device's own parts, these do not count, or they alone.
+    """
     names = RULES[logical]
-    size = 1
-    for name in (names,) if isinstance(names, str) else names or ():
-        size *= mesh.shape[name]
-    return size
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    names = (names,) if isinstance(names, str) else names or ()
+    return tuple(name for name in names if (types[name] == AxisType.Manual) == own)
+
+
+def axis_size(mesh: Mesh | AbstractMesh, logical: str) -> int:
+    """Over how many devices the logical axis `logical` is spread on `mesh`."""
+    return math.prod(mesh.shape[name] for name in mesh_axes(mesh, logical))
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -83,14 +92,13 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
                 f"{logical}={dimension} must be a multiple of {size}, the mesh's {RULES[logical]} ({_describe(mesh)}); "
                 f"try {RULES[logical]} {_largest_divisor(dimension, size)} or {logical} {-(-dimension // size) * size}"
             )
-        entry = RULES[logical]
-        names = {entry} if isinstance(entry, str) else set(entry or ())
-        if used & names:
+        names = mesh_axes(mesh, logical)
+        if twice := used.intersection(names):
             raise ValueError(
-                f"the axes {tuple(axes)} of one array use the mesh axis {sorted(used & names)} twice; change RULES"
+                f"the axes {tuple(axes)} of one array use the mesh axis {sorted(twice)} twice; change RULES"
             )
-        used |= names
-        entries.append(entry)
+        used.update(names)
+        entries.append(names[0] if len(names) == 1 else names)
     return PartitionSpec(*entries)
 
 
@@ -119,8 +127,27 @@ def spread(logical: str) -> int:
     return 1 if mesh.empty else axis_size(mesh, logical)
 
 
+def on_each_device(function: Callable, in_specs: Any, out_specs: Any, axes: Collection[str] | None = None) -> Callable:
+    """`function` of each device's own parts of its arguments along the mesh `axes`, by default along all.
+
+    It may stand in another one's function; XLA goes on to divide what lies along the axes that are in neither.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    names = set(mesh.axis_names if axes is None else axes) - set(mesh.manual_axes)
+    # Kernels do not say along which axes their results differ, so that it cannot be checked.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False)
+
+
+def device_platform() -> str:
+    """The platform of the ambient mesh's devices ("cpu", "gpu", "tpu"), be they here or not; else of JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """`jnp.einsum` of an activation and a weight, accumulated in float32 and returned in x's dtype.
+
+    What is summed over devices travels in x's dtype.
 
     Its gradients are single contractions in the order in which they are stored. JAX's own rule transposes the gradient
     of `w`, and XLA:CPU answers by copying the incoming gradient, with everything that produces it fused into the copy,
@@ -130,7 +157,10 @@ def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+    # Accelerators accumulate in float32 whatever they return, and a sum over devices is of what they return. XLA:CPU
+    # emulates products that return bfloat16, at a fraction of the speed.
+    out = jnp.float32 if device_platform() == "cpu" else a.dtype
+    return jnp.einsum(equation, a, b, preferred_element_type=out).astype(a.dtype)
 
 
 def _einsum_forward(equation: str, x: jax.Array, w: jax.Array):

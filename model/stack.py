@@ -11,18 +11,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from model.block import Block, Context
 from model.config import GATED, StackConfig
+from model.fsdp import GATHERED, gathered, on_own_rows, splits_weights
 from model.parameters import stack
 from model.positions import RelativeBias
 
 _POLICIES = jax.checkpoint_policies
-REMAT: dict[str, Callable | None] = {
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
-    "attention": _POLICIES.save_only_these_names("query", "key", "value", "attention_out", "residual"),
+_QKV = ("query", "key", "value")
+REMAT: dict[str, Callable] = {  # what is held of each layer for its gradient; the rest is computed again
+    "none": _POLICIES.save_anything_except_these_names(GATHERED),
+    "dots": _POLICIES.save_only_these_names(*_QKV, "attention_out", "up"),
+    "attention": _POLICIES.save_only_these_names(*_QKV, "attention_out"),
+    "projections": _POLICIES.save_only_these_names(*_QKV, "residual"),
+    "qkv": _POLICIES.save_only_these_names(*_QKV),
     "full": _POLICIES.nothing_saveable,
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[*_QKV],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 _UNLIMITED = 2**30  # a window that hides nothing
 
@@ -58,23 +70,32 @@ class Stack(nnx.Module):
         """
         config = self.config
         context = self.positioned(context, x_BLD.shape[1])
-        windows = None if config.window is None else jnp.array([w or _UNLIMITED for w in config.windows], jnp.int32)
+        windows, same_window = None, config.windows[0]  # what is known before the scan, a kernel can be made for
+        if len(set(config.windows)) > 1:
+            windows = np.array([w or _UNLIMITED for w in config.windows], np.int32)
+        drops = max(config.dropout, config.attention_dropout) > 0
+        keys = None if key is None or not drops else jax.random.split(key, config.num_layers)
+        # What is drawn for the batch as a whole, or looked into, is XLA's to divide.
+        own_rows = splits_weights() and not (keys is not None or capture or per_layer or config.share_layers)
 
-        def layer(x_BLD, scanned):
-            block, layer_key, window, data = scanned
-            layer_context = _windowed(context, window)
-            layer_context = layer_context if per_layer is None else per_layer(layer_context, data)
-            block = self.layers if config.share_layers else block
-            y_BLD, _, captured = block(x_BLD, layer_context, key=layer_key, capture=capture)
-            return y_BLD, captured
+        def run(rows: tuple[jax.Array, Context], layers: Block):
+            x_BLD, context = rows
 
-        if config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, config.num_layers)
-        layers = None if config.share_layers else self.layers
-        return jax.lax.scan(
-            layer, x_BLD, (layers, keys, windows, per_layer_data), length=config.num_layers, unroll=config.unroll
-        )
+            def layer(x_BLD, scanned):
+                block, layer_key, window, data = scanned
+                layer_context = _windowed(context, same_window if windows is None else window)
+                layer_context = layer_context if per_layer is None else per_layer(layer_context, data)
+                block = layers if config.share_layers else gathered(block)
+                y_BLD, _, captured = block(x_BLD, layer_context, key=layer_key, capture=capture)
+                return y_BLD, captured
+
+            if config.remat != "none" or own_rows:
+                layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
+            scanned = (None if config.share_layers else layers, keys, windows, per_layer_data)
+            return jax.lax.scan(layer, x_BLD, scanned, length=config.num_layers, unroll=config.unroll)
+
+        rows = (x_BLD, context)
+        return on_own_rows(run, rows, self.layers) if own_rows else run(rows, self.layers)
 
     def positioned(self, context: Context, length: int, memory: int | None = None) -> Context:
         """The context with the bias of relative positions, where positions are relative; made once for all layers.

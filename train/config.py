@@ -104,6 +104,7 @@ class RunConfig:
     ramp: RampConfig = RampConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute dtype; auto: bfloat16 on accelerators
     deterministic: bool = _operational(False)  # bit-equal repetition on GPUs too, slower
+    compiler_options: tuple[str, ...] = _operational(())  # NAME=VALUE of XLA's compiler, for the step
     nonfinite_limit: int = _operational(20)  # steps in a row without finite gradients that end the run
     spikes: SpikeConfig = SpikeConfig()
     replicas_every: int = _operational(0)  # steps after which the devices' copies of the state are compared (0: never)
@@ -220,6 +221,11 @@ def validate(config: RunConfig) -> None:
             f"steps={config.steps} x batch_size={config.batch_size} are {examples:,} examples, and a run counts less "
             f"than {2**32:,}; take fewer steps, or longer rows with --data.max-length"
         )
+    for option in config.compiler_options:
+        if not all(option.partition("=")):
+            raise ValueError(
+                f"compiler_options={option!r} must be NAME=VALUE, as in xla_tpu_scoped_vmem_limit_kib=32768"
+            )
     model: Any = config.model
     for length, name in zip(config.data.lengths, ("max_length", "target_length"), strict=False):
         if getattr(model, "positions", None) == "learned" and length > model.max_length:

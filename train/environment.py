@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
+import warnings
 
 from data.cache import cache_folder
 
@@ -25,6 +26,7 @@ def prepare() -> None:
         "JAX_TRACEBACK_FILTERING", "off"
     )  # tracebacks go to files, and are for those who look into them
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's errors, not its remarks
+    warnings.formatwarning = lambda message, *_, **__: f"jumok: {message}\n"  # a sentence, without its place in a file
 
 
 def versions() -> dict[str, str]:

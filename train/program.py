@@ -71,7 +71,8 @@ class Program:
     def compile_step(self, row: Mapping[str, np.ndarray], rows: int | None = None) -> Any:
         """The step (state, batch) -> (state, metrics), compiled, its state donated.
 
-        A batch has `rows` rows (by default those of a whole batch) like `row`.
+        A batch has `rows` rows (by default those of a whole batch) like `row`. Nothing is computed, and the mesh may be
+        of devices that are not here.
         """
         rows = rows or self.config.batch_size
         step = make_step(
@@ -90,8 +91,10 @@ class Program:
             for name, shape in shapes.items()
         }
         shardings = (shardings_of(self.abstract), replicated(self.mesh))
+        options = dict(option.split("=", 1) for option in self.config.compiler_options)
         with jax.set_mesh(self.mesh):
-            return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(self.abstract, batch).compile()
+            lowered = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(self.abstract, batch)
+            return lowered.compile(compiler_options=options)
 
     def weights_of(self, source: Source, report: Callable[[str], None]) -> Params:
         """Of another model's weights those that this one has; `report` is told of what begins afresh or is left.

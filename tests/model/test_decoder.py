@@ -14,6 +14,7 @@ from model.decoder import Decoder
 from model.kernels import attend
 from model.mask import Mask
 from model.parameters import declarations, merge, split
+from model.stack import REMAT
 
 pytestmark = pytest.mark.core
 
@@ -73,8 +74,8 @@ def test_the_kernels_agree_with_the_reference(length):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
-def test_rematerialisation_changes_no_gradient(tiny, remat):
+@pytest.mark.parametrize("remat", REMAT)
+def test_rematerialisation_changes_no_gradient(tiny_llama, remat):
     tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, 70)
 
     def gradient(config):
@@ -83,8 +84,8 @@ def test_rematerialisation_changes_no_gradient(tiny, remat):
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        gradient(dataclasses.replace(tiny, remat=remat, unroll=2)),
-        gradient(tiny),
+        gradient(dataclasses.replace(tiny_llama, remat=remat, unroll=2)),
+        gradient(tiny_llama),
     )
 
 

@@ -144,6 +144,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": CausalLMConfig(loss_chunks=3)}, "loss_chunks=3"),
     ({"data": DataConfig(path="")}, "--data.path"),
     ({"model": replace(smoke().model, num_heads=7)}, "num_heads=7"),
+    ({"compiler_options": ("xla_tpu_scoped_vmem_limit_kib",)}, "must be NAME=VALUE"),
     ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, got 'float16'"),
 ]
 

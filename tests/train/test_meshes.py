@@ -99,6 +99,20 @@ def test_any_accumulation_and_chunking_computes_the_same(tiny, micro_batches, lo
     assert_close_to_largest(actual[1], expected[1], 1e-5)
 
 
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=2, context=2, tensor=2), MESHES["fsdp8"]], ids=["2x2x2", "8"])
+def test_weights_that_come_and_go_change_nothing(mesh, tiny_llama, packed_rows, one_device, monkeypatch):
+    """Each device works on its own rows, and gathers weights to use them; gradients part in two steps, as on TPUs."""
+    monkeypatch.setattr("model.fsdp.device_platform", lambda: "tpu")
+    config = run_config(tiny_llama)
+    expected = one_device(config, packed_rows)
+    changed = run_config(
+        dataclasses.replace(tiny_llama, remat="dots"), objective=dataclasses.replace(config.objective, loss_chunks=4)
+    )
+    actual = train(changed, mesh, packed_rows)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+    assert_close_to_largest(actual[1], expected[1], 1e-5)
+
+
 def test_dropout_is_the_same_on_every_mesh(tiny_gpt2, packed_rows):
     model = dataclasses.replace(tiny_gpt2, dropout=0.2, attention_dropout=0.1)
     plain, *_ = train(run_config(tiny_gpt2), MeshConfig(data=1), packed_rows)

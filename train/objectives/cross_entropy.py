@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from model.fsdp import gathered, gradients_first, on_own_rows
+
 
 def cross_entropy(
     logits_BLV: jax.Array, targets_BL: jax.Array, label_smoothing: float = 0.0, vocab_size: int | None = None
@@ -63,19 +65,27 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """`cross_entropy` of the logits that a model has of its hidden states.
 
-    The logits of a row are computed in so many `chunks`, which divide its length: only one of them is held at a time.
+    The logits of a row are computed in so many `chunks`, which divide its length: only one of them is held at a time,
+    and computed again for its gradient.
     """
 
-    def losses(hidden_BLD: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return cross_entropy(model.logits(hidden_BLD), targets_BL, label_smoothing, model.config.vocab_size)
+    def losses(rows: tuple[jax.Array, jax.Array], model: Any) -> tuple[jax.Array, jax.Array]:
+        model = gathered(model)  # once for all chunks; their gradients are summed before they leave the device
 
-    if chunks == 1:
-        return losses(hidden_BLD, targets_BL)
+        def of_chunk(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden_BLD, targets_BL = part
+            return cross_entropy(model.logits(hidden_BLD), targets_BL, label_smoothing, model.config.vocab_size)
 
-    # A chunk takes every chunks-th token, so that an axis split over devices stays split as it is.
-    def chunked(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
+        if chunks == 1:
+            return of_chunk(rows)
 
-    parts = jax.lax.map(jax.checkpoint(lambda part: losses(*part)), (chunked(hidden_BLD), chunked(targets_BL)))
-    nats_BL, log_z_BL = (jnp.moveaxis(part, 0, 2).reshape(targets_BL.shape) for part in parts)
-    return nats_BL, log_z_BL
+        # A chunk takes every chunks-th token, so that an axis split over devices stays split as it is.
+        def chunked(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
+
+        parts = jax.lax.map(jax.checkpoint(of_chunk), jax.tree.map(chunked, rows))
+        nats_BL, log_z_BL = (jnp.moveaxis(part, 0, 2).reshape(rows[1].shape) for part in parts)
+        return nats_BL, log_z_BL
+
+    hidden_BLD, model = gradients_first(hidden_BLD, model)
+    return on_own_rows(losses, (hidden_BLD, targets_BL), model, ("act_batch", "act_length"))
