@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class FeedForward(nnx.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gated(activation: str, h_BLCF: jax.Array) -> jax.Array:
+def _gated(activation: str, h_BLCF: jax.Array) -> Any:
     """The activation of the gate times up. Only these are held for the gradient, which is made as one array."""
     return ACTIVATIONS[activation](h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
 

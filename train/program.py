@@ -10,11 +10,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from data.loader import Batch
 from model.distillation import FROZEN, DistillationConfig, student_from_teacher
 from model.parameters import Params
 from train.config import RunConfig
 from train.load import Source
 from train.mesh import batch_sharding, check_batch, replicated
+from train.objectives.causal_lm import CausalLM
 from train.objectives.objective import Objective
 from train.objectives.table import make_objective
 from train.optimizer import make_optimizer, make_schedule
@@ -68,6 +70,16 @@ class Program:
             placed = {name: jax.device_put(value, shardings.params[name]) for name, value in (params or {}).items()}
             return jax.jit(start, out_shardings=shardings)(placed)
 
+    def inputs(self, rows: Batch) -> Batch:
+        """What of rows the step reads.
+
+        Contiguous rows are one segment, and what is read causally does not see the padding, which comes last: without
+        segments, fused attention needs no mask but its own.
+        """
+        if isinstance(self.objective, CausalLM) and getattr(self.config.data, "packing", "") == "contiguous":
+            return {name: array for name, array in rows.items() if name != "segments"}
+        return rows
+
     def compile_step(self, row: Mapping[str, np.ndarray], rows: int | None = None) -> Any:
         """The step (state, batch) -> (state, metrics), compiled, its state donated.
 
@@ -91,7 +103,8 @@ class Program:
             for name, shape in shapes.items()
         }
         shardings = (shardings_of(self.abstract), replicated(self.mesh))
-        options = dict(option.split("=", 1) for option in self.config.compiler_options)
+        parts = (option.partition("=") for option in self.config.compiler_options)
+        options: dict[str, str | bool] = {name: value for name, _, value in parts}
         with jax.set_mesh(self.mesh):
             lowered = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(self.abstract, batch)
             return lowered.compile(compiler_options=options)

@@ -23,7 +23,7 @@ import numpy as np
 
 from data.dataset import Dataset
 from data.images import ImageDataset
-from data.loader import Loader, prefetch
+from data.loader import Batch, Loader, prefetch
 from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.encoder_decoder import EncoderDecoderConfig
@@ -152,7 +152,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with time_use.of("compile"):
-            row = {name: array[0] for name, array in loader.rows_for(0, range(1)).items()}
+            row = {name: array[0] for name, array in program.inputs(loader.rows_for(0, range(1))).items()}
             whole = compile_that_fits(program, row, console)
         compiled, start = {config.batch_size: whole}, describe_start(program, whole, step)
         announce(
@@ -192,8 +192,11 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             return {}
 
         def make_batch(turn: Turn) -> tuple[Turn, dict[str, jax.Array]]:
+            def rows_for(places: np.ndarray) -> Batch:
+                return program.inputs(loader.rows_for(turn.position, places))
+
             try:
-                return turn, place_batch(program.mesh, turn.rows, lambda places: loader.rows_for(turn.position, places))
+                return turn, place_batch(program.mesh, turn.rows, rows_for)
             except ValueError as error:  # which would be a refusal, and refusals leave no trace
                 raise RuntimeError(f"the data after {turn.position} examples cannot be read: {error}") from error
 

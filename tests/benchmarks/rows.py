@@ -80,7 +80,7 @@ def train(size: str) -> dict[str, Any]:
     def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
         return {"torch": gpt2_trainer(model, tensors(gpt2, plan, params), stream, OPTIMIZER)}
 
-    config = RunConfig(model, DataConfig(max_length=length), batch_size=rows)
+    config = RunConfig(model, DataConfig(max_length=length, packing="contiguous"), batch_size=rows)
     return training(config, batch, ("tokens", rows * length), theirs if TORCH else None)
 
 
@@ -110,8 +110,9 @@ def training(
     """
     config = resolve(replace(config, optimizer=OPTIMIZER))
     rows, (unit, amount) = config.batch_size, counted
-    row = {name: array[0] for name, array in batch.items()}
     program = Program.of(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    batch = program.inputs(dict(batch))
+    row = {name: array[0] for name, array in batch.items()}
     compiled = program.compile_step(row)
     placed = place_batch(program.mesh, rows, lambda places: {name: array[places] for name, array in batch.items()})
     state = program.first_state()

@@ -43,6 +43,7 @@ def train(config: RunConfig, mesh_config: MeshConfig, rows, steps=3):
     size = math.prod(dataclasses.astuple(mesh_config))
     mesh = make_mesh(mesh_config, jax.devices()[:size])
     program = Program.of(config, mesh)
+    rows = program.inputs(rows)
     state = program.first_state()
     step = program.compile_step({name: array[0] for name, array in rows.items()})
     batch = place_batch(mesh, len(rows["tokens"]), lambda places: {name: array[places] for name, array in rows.items()})
@@ -53,6 +54,18 @@ def train(config: RunConfig, mesh_config: MeshConfig, rows, steps=3):
         if number == 0 and config.optimizer.name == "sgd":
             gradients = {name: np.asarray(g) for name, g in state.opt_state[1].trace.items()}
     return losses, gradients, {name: np.asarray(p) for name, p in state.params.items()}
+
+
+def test_contiguous_rows_that_are_read_causally_need_no_segments(tiny_llama, packed_rows):
+    rows = packed_rows | {"segments": np.minimum(packed_rows["segments"], 1)}
+    assert rows["segments"].min() == 0, "some of it is padding"
+    config = run_config(tiny_llama)
+    without = dataclasses.replace(config, data=dataclasses.replace(config.data, packing="contiguous"))
+    program = Program.of(without, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    assert program.inputs(rows).keys() == rows.keys() - {"segments"}
+    expected, actual = (train(each, MeshConfig(data=1), rows, steps=2) for each in (config, without))
+    assert actual[0] == expected[0]
+    assert_close_to_largest(actual[1], expected[1], 1e-6)
 
 
 @pytest.fixture(scope="module")

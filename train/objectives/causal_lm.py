@@ -76,7 +76,7 @@ class CausalLM:
         return {"nats": nats_BL.sum(1), "tokens": batch["scored"].sum(1, dtype=jnp.int32)}
 
     def _terms(self, model: Any, batch: DeviceBatch, key: jax.Array | None) -> dict[str, jax.Array]:
-        hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"], key=key)
+        hidden_BLD, _ = model.hidden(batch["tokens"], batch["positions"], batch.get("segments"), key=key)
         nats_BL, log_z_BL = token_losses(model, hidden_BLD, batch["targets"], chunks=self.config.loss_chunks)
         terms = {"causal_lm": nats_BL, "z_loss": jnp.square(log_z_BL)}
         return {name: jnp.where(batch["scored"], term_BL, 0) for name, term_BL in terms.items()}
