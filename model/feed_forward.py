@@ -39,7 +39,7 @@ class FeedForward(nnx.Module):
         if self.config.activation in GATED:
             h_BLCF = einsum("BLD,DCF->BLCF", x_BLD, self.gate_up[...])
             h_BLCF = checkpoint_name(constrain(h_BLCF, "act_batch", "act_length", "act_gate", "act_mlp"), "up")
-            h_BLF = _gated(self.config.activation, h_BLCF)
+            h_BLF: Any = _gated(self.config.activation, h_BLCF)
         else:
             h_BLF = einsum("BLD,DF->BLF", x_BLD, self.up[...])
             h_BLF = checkpoint_name(constrain(h_BLF, "act_batch", "act_length", "act_mlp"), "up")
@@ -50,7 +50,7 @@ class FeedForward(nnx.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gated(activation: str, h_BLCF: jax.Array) -> Any:
+def _gated(activation: str, h_BLCF: jax.Array) -> jax.Array:
     """The activation of the gate times up. Only these are held for the gradient, which is made as one array."""
     return ACTIVATIONS[activation](h_BLCF[:, :, 0]) * h_BLCF[:, :, 1]
 
