@@ -26,7 +26,8 @@ def main(arguments: Arguments, console: Console) -> dict[str, str]:
     """The `report` command."""
     run, _ = resolve(arguments.run)
     begun = read_rows(run.starts)[-1:]
-    config = from_json(RunConfig, begun[0].get("config") if begun else run.read_config(), str(run.config))
+    value, source = (begun[0].get("config"), run.starts) if begun else (run.read_config(), run.config)
+    config = from_json(RunConfig, value, str(source))
     with console.progress("reading the rows"), writing(run.page):
         write_page(run, config, blueprint(config.model).declared)
     console.say(f"the page is {run.page}; any browser opens it")

@@ -54,6 +54,8 @@ def _obstacle(implementation: str, q_BLGRK, k_BMGK, v_BMGU, mask: Mask, bias) ->
         return splash_obstacle(q_BLGRK, k_BMGK, v_BMGU, mask, bias)
     if implementation != "cudnn":
         return None
+    if device_platform() != "gpu":
+        return "it is for NVIDIA GPUs"
     obstacle = cudnn_obstacle(q_BLGRK, k_BMGK, v_BMGU, mask, bias)
     # Programs may be compiled for GPUs where there are none to try it on.
     if obstacle is None and jax.default_backend() == "gpu":

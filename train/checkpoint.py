@@ -262,6 +262,12 @@ class Checkpoints:
             raise ValueError(f"no checkpoint in {self._folder} can be used ({'; '.join(reasons)})")
         return None
 
+    def give_up_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, which the run leaves behind; the first of many processes does."""
+        if jax.process_index() == 0:
+            for later in (other for other in self.steps() if other > step):
+                self._delete(self._path(later))
+
     def _path(self, step: int) -> epath.Path:
         return self._folder / str(step)
 

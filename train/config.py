@@ -216,6 +216,8 @@ def validate(config: RunConfig) -> None:
     if config.batch_size % config.micro_batches:
         raise ValueError(f"batch_size={config.batch_size} must be a multiple of micro_batches={config.micro_batches}")
     config.batches.validate()
+    if config.spikes.skip and not config.spikes.deviations:
+        raise ValueError("spikes.skip leaves out batches behind a spike, and none is one; pass --spikes.deviations too")
     if (examples := config.batches.examples(config.steps)) >= 2**32:
         raise ValueError(
             f"steps={config.steps} x batch_size={config.batch_size} are {examples:,} examples, and a run counts less "

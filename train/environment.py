@@ -8,9 +8,12 @@ import os
 import platform
 import sys
 import warnings
+from pathlib import Path
 
 from data.cache import cache_folder
 
+_ROOT = Path(__file__).resolve().parents[1]
+_SHOWN_WITH_PLACE = warnings.formatwarning
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
@@ -26,7 +29,16 @@ def prepare() -> None:
         "JAX_TRACEBACK_FILTERING", "off"
     )  # tracebacks go to files, and are for those who look into them
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's errors, not its remarks
-    warnings.formatwarning = lambda message, *_, **__: f"jumok: {message}\n"  # a sentence, without its place in a file
+    warnings.formatwarning = _format_warning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Ours are sentences for users, without their place in a file."""
+    if Path(filename).is_relative_to(_ROOT):
+        return f"jumok: {message}\n"
+    return _SHOWN_WITH_PLACE(message, category, filename, lineno, line)
 
 
 def versions() -> dict[str, str]:

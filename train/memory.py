@@ -13,12 +13,12 @@ from model.config import StackConfig
 from train.config import RunConfig
 from train.console import Console
 from train.hardware import memory_limit
-from train.mesh import MeshConfig, make_mesh
+from train.mesh import make_mesh
 from train.program import Program
+from train.run_directory import first_line
 from train.units import size
 
 _REMEDIES = 2  # so many are told
-_SPLIT = MeshConfig(data=1, fsdp=-1)
 _MARGIN = 0.9  # of what did not fit, though by its compiler's count it should have, a remedy may need so much
 
 
@@ -48,6 +48,8 @@ def compile_that_fits(program: Program, row: Mapping[str, np.ndarray], console: 
         with console.progress("compiling the step"):
             compiled = program.compile_step(row)
     except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            raise ValueError(f"--compiler-options: {first_line(error)}; leave it out") from error
         if not _is_out_of_memory(error):
             raise
         raise _too_large(program, row, None, limit, console) from error
@@ -58,13 +60,14 @@ def compile_that_fits(program: Program, row: Mapping[str, np.ndarray], console: 
 
 @contextlib.contextmanager
 def explained(program: Program, row: Mapping[str, np.ndarray], needed: int, console: Console) -> Iterator[None]:
-    """Raises OutOfMemory, with remedies, where a device runs out of memory here though the step should fit."""
+    """Raises RuntimeError, with remedies, where a device runs out of memory here though the step should fit."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        raise _too_large(program, row, needed, int(_MARGIN * needed), console) from error
+        said = _too_large(program, row, needed, int(_MARGIN * needed), console)
+        raise RuntimeError(f"a device has run out of memory: beside all else, {said}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -91,8 +94,9 @@ def _too_large(
 def _ladders(config: RunConfig) -> Iterator[Iterator[tuple[str, RunConfig]]]:
     """Ways to learn the same in less memory, the cheapest in time first, each as options and configurations."""
     yield _in_parts("", config, 2 * config.micro_batches)
-    if jax.device_count() > 1 and config.mesh != _SPLIT:
-        yield _in_parts("--mesh.data 1 --mesh.fsdp -1", replace(config, mesh=_SPLIT), config.micro_batches)
+    split = replace(config.mesh, data=1, fsdp=-1)
+    if jax.device_count() > 1 and config.mesh != split:
+        yield _in_parts("--mesh.data 1 --mesh.fsdp -1", replace(config, mesh=split), config.micro_batches)
     if isinstance(config.model, StackConfig) and config.model.remat != "full":
         model: Any = replace(config.model, remat="full")
         yield _in_parts("--model.remat full", replace(config, model=model), config.micro_batches)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from model.parameters import Declaration
-from model.sharding import MESH_AXES, RULES, axis_size, partition_spec
+from model.sharding import MESH_AXES, axis_size, mesh_axes, partition_spec
 
 _OPERATIONAL = {"operational": True}
 
@@ -102,7 +102,7 @@ def dimensions(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | Ab
     """How an array of `shape`, whose dimensions carry the logical `axes`, lies on the mesh."""
     found = []
     for logical, size, entry in zip(axes, shape, partition_spec(axes, shape, mesh), strict=True):
-        meant = _mesh_axes(logical) if logical and axis_size(mesh, logical) > 1 else ()
+        meant = mesh_axes(mesh, logical) if logical and axis_size(mesh, logical) > 1 else ()
         found.append(Dimension(logical, size, *(((), meant) if entry is None else (meant, ()))))
     return found
 
@@ -110,7 +110,7 @@ def dimensions(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | Ab
 def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
     """The mesh in words: each axis, its size, what is split over it, and which key/value heads it replicates."""
     lying = {
-        axis: {axis_of for axis_of in ("batch", "length") if axis in _mesh_axes(f"act_{axis_of}")}
+        axis: {axis_of for axis_of in ("batch", "length") if axis in mesh_axes(mesh, f"act_{axis_of}")}
         for axis in mesh.shape
     }
     copied: set[str] = set()
@@ -120,12 +120,6 @@ def describe_mesh(mesh: Mesh, declared: Mapping[str, Declaration]) -> str:
             lying[axis].add(str(dimension.logical))
     words = [f"{axis} {size} ({', '.join(sorted(lying[axis]))})" for axis, size in mesh.shape.items() if size > 1]
     return "; ".join([f"mesh {' x '.join(words)}", *sorted(copied)]) if words else "no mesh"
-
-
-def _mesh_axes(logical: str) -> tuple[str, ...]:
-    """The mesh axes that RULES gives a logical axis."""
-    entry = RULES[logical]
-    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -87,7 +87,7 @@ class Metrics:
             tagged = [{"tag": name, "simple_value": value} for name, value in values.items()]
             self._curves.append(_record(step=int(row["step"]), summary={"value": tagged}))
         if self._wandb:
-            self._wandb.log(values | {"tokens": row.get("tokens")}, step=row["step"])
+            self._wandb.log(values | {name: row.get(name) for name in ("step", "tokens")})
 
     def flush(self) -> None:
         """Makes the rows durable: called before a checkpoint commits."""
@@ -135,7 +135,9 @@ def begin_wandb(wandb: Any, run: RunDirectory, name: str, config: Mapping[str, A
     first = read_rows(run.starts)[0]
     known_as = hashlib.sha256(f"{first['host']} {first['time']}".encode()).hexdigest()[:16]
     folder = str(run.path) if is_local(run.path) else None
-    return wandb.init(name=name, id=known_as, resume="allow", dir=folder, config=dict(config))
+    begun = wandb.init(name=name, id=known_as, resume="allow", dir=folder, config=dict(config))
+    begun.define_metric("*", step_metric="step")  # its own steps cannot go back, as a run does to a checkpoint
+    return begun
 
 
 def first_row(path: epath.Path) -> dict[str, Any] | None:

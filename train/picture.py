@@ -8,7 +8,7 @@ from html import escape
 from importlib import resources
 from typing import Literal, NamedTuple
 
-from train.page.markup import printable
+from train.units import UNITS
 
 # In the middle between black and white, so that they can be read on both: blue, orange, green, magenta, teal, violet.
 COLOURS = ("#2f7fd1", "#b8641c", "#4d8a1f", "#c2489f", "#1f8a86", "#8567d6")
@@ -17,6 +17,8 @@ _LETTER, _LINE = 6.8, 15  # the width of a letter and the height of a line, abou
 _SAME, _LEAST = 1e-9, 1e-290  # a difference, of the numbers themselves, and a number that an axis does not tell from 0
 _NEAR = 3  # pixels within which events are one mark
 _SMOOTHED = 1 / 60  # of the width, over which a noisy line is averaged
+# What no HTML or XML file may hold, and readers could not see, becomes the sign for what cannot be shown.
+_UNSEEN = dict.fromkeys((*range(9), 11, 12, *range(13, 32), *range(127, 160), 0xFFFE, 0xFFFF), "\ufffd")
 
 
 class Point(NamedTuple):
@@ -145,7 +147,7 @@ def chart(
     drawn.append(f'<path class="axis" d="M{left:.1f} {base}H{right:.1f}"/>')
     for at, kind, note in _gathered((across(mark.x), mark) for mark in marks):
         path = f"M{at:.1f} {top}V{base}" if kind == "event" else f"M{at:.1f} {base}v-10"
-        drawn.append(f'<path class="{kind}" d="{path}"><title>{escape(printable(note))}</title></path>')
+        drawn.append(f'<path class="{kind}" d="{path}"><title>{escape(visible(note))}</title></path>')
     drawn += _looks([(across(look.x), look.note) for look in looks], left, right, top, base)
     ends = []
     for index, line in enumerate(lines):
@@ -159,23 +161,26 @@ def chart(
             drawn.append(f'<polyline class="line {colour}" points="{_path(mean)}"/>')
         for point, (at, height_of) in zip(line.points, places, strict=True) if line.kind == "dots" else ():
             dot = f'<circle class="dot {colour}" cx="{at:.1f}" cy="{height_of:.1f}" r="3.5">'
-            drawn.append(f"{dot}<title>{escape(printable(point.note))}</title></circle>")
+            drawn.append(f"{dot}<title>{escape(visible(point.note))}</title></circle>")
         if line in named:
             ends.append((mean[-1][1], line.name, colour))
     for at, name, colour in _apart(sorted(ends), top, base):
         drawn.append(_text(right + 8, at + 4, name, f"name {colour}"))
     namespace = ' xmlns="http://www.w3.org/2000/svg"' if document else ""
-    frame = (
-        f'<svg{namespace} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(printable(label or title))}">'
-    )
+    frame = f'<svg{namespace} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(visible(label or title))}">'
     return "\n".join([frame, *([f"<style>\n{style()}</style>"] if document else []), *filter(None, drawn), "</svg>"])
+
+
+def visible(text: str) -> str:
+    """The text without control characters and halves of characters."""
+    return text.translate(_UNSEEN).encode("utf-8", "replace").decode()
 
 
 def number(value: float) -> str:
     """A tick's number: 0.05, 2e-5, 40, 1.5k, 2M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
+    for least, unit in UNITS:
+        if abs(value) >= least:
+            return f"{value / least:g}{unit}"
     return f"{value:g}".replace("e-0", "e-")
 
 
@@ -193,7 +198,7 @@ def _looks(places: Sequence[tuple[float, str]], left: float, right: float, top: 
     borders = [left, *((a + b) / 2 for (a, _), (b, _) in itertools.pairwise(places)), right]
     for (start, end), (_, note) in zip(itertools.pairwise(borders), places, strict=False):
         shape = f'x="{start:.1f}" y="{top}" width="{max(0.0, end - start):.1f}" height="{base - top}"'
-        yield f'<rect class="look" {shape}><title>{escape(printable(note))}</title></rect>'
+        yield f'<rect class="look" {shape}><title>{escape(visible(note))}</title></rect>'
 
 
 def _mean(places: Sequence[tuple[float, float]], width: float) -> Iterator[tuple[float, float]]:
@@ -218,7 +223,7 @@ def _path(places: Iterable[tuple[float, float]]) -> str:
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
     named = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{named}>{escape(printable(text))}</text>' if text else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{named}>{escape(visible(text))}</text>' if text else ""
 
 
 def _powers(low: float, high: float) -> range:

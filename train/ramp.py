@@ -1,6 +1,5 @@
 """How many rows each step learns from: always the same, or more and more of them."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -42,7 +41,9 @@ class BatchSizes:
     ramp: RampConfig
 
     def validate(self) -> None:
-        """Raises ValueError where the batch does not come to its size by doubling."""
+        """Raises ValueError where the batch does not come to its size by doubling, or begins a ramp of no steps."""
+        if self.ramp.batch_size and not self.ramp.steps:
+            raise ValueError(f"ramp.batch_size={self.ramp.batch_size} begins a ramp of no steps; pass --ramp.steps too")
         if self.ramp.steps and self.whole not in (self.ramp.batch_size << i for i in range(32)):
             raise ValueError(
                 f"ramp.batch_size={self.ramp.batch_size} does not become batch_size={self.whole} by doubling; take "
@@ -61,9 +62,14 @@ class BatchSizes:
         done = min(self._doublings(), (step - 1) * self._doublings() // max(1, self.ramp.steps))
         return self.whole >> (self._doublings() - done)
 
+    def between(self, first: int, last: int) -> list[int]:
+        """The sizes that a batch has from one step to another, ascending, but for the whole one."""
+        return [size for size in self.sizes if self.of(first) <= size <= self.of(last) and size < self.whole]
+
     def parts(self, rows: int) -> int:
         """Into how many micro-batches a batch of these rows is divided: none is larger than those of a whole one."""
-        return math.ceil(rows * self.micro_batches / self.whole)
+        least = -(-rows * self.micro_batches // self.whole)
+        return next(parts for parts in range(least, rows + 1) if rows % parts == 0)
 
     def examples(self, steps: int) -> int:
         """How many rows the first so many steps take."""

@@ -14,9 +14,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 from etils import epath
@@ -91,9 +91,11 @@ class RunDirectory:
 
     def is_written(self) -> bool:
         """Whether a process holds the folder as its writer, as far as can be seen from here."""
-        lock, beats = self.path / "lock", (self.path / "heartbeat.json").exists()
-        if beats or not is_local(self.path) or not lock.exists():
-            return beats
+        lock, beats = self.path / "lock", self.path / "heartbeat.json"
+        if beats.exists():
+            return time.time() - beats.stat().mtime < STALE_SECONDS
+        if not is_local(self.path) or not lock.exists():
+            return False
         with open(lock, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -228,6 +230,23 @@ def read_row(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value from a file is a number that can be drawn."""
+    return type(value) in (int, float) and -1e300 < value < 1e300  # which neither a bool nor infinity is
+
+
+def count_of(row: Mapping[str, Any], name: str) -> int:
+    """A count that a row holds; 0 where it holds none."""
+    value = row.get(name)
+    return value if type(value) is int and 0 < value < 2**63 else 0
+
+
+def number_of(row: Mapping[str, Any], name: str) -> float:
+    """A number that a row holds; 0 where it holds none."""
+    value = row.get(name)
+    return value if is_number(value) else 0.0
 
 
 def write_rows(path: epath.Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -11,8 +11,7 @@ from model.decode import Sampling
 from model.parameters import Params
 from train.config import SampleConfig
 from train.generate import Writer, read_prompt, room_after
-from train.page.history import count_of
-from train.run_directory import RunDirectory, first_line, read_rows, write_rows
+from train.run_directory import RunDirectory, count_of, first_line, read_rows, write_rows
 from train.state import Blueprint
 
 

@@ -33,9 +33,12 @@ class StopRequest:
         self._before = {signum: signal.signal(signum, self._ask) for signum in ours}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        # What ended in another way, as a run that goes back to a checkpoint, was not stopped: who listens next is told.
+        if kind is not None and not issubclass(kind, Stopped) and self._signum is not None:
+            signal.raise_signal(self._signum)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._signum = self._signum or signum

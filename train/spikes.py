@@ -12,6 +12,7 @@ from train.ramp import Turn
 
 _REMEMBERED = 100  # steps before one, by which it is judged
 _LEAST = 20  # of them, before which nothing is judged
+_STEADY = 1e-3  # of the median; losses that hardly change deviate by no less
 _AT_ONCE = 16  # losses that are read together, so that the devices seldom wait for the host
 
 
@@ -74,6 +75,7 @@ class SpikeWatch:
         if len(self._losses) >= _LEAST:
             median = statistics.median(self._losses)
             deviation = statistics.median(abs(other - median) for other in self._losses)
+            deviation = max(deviation, _STEADY * abs(median))
             if loss - median > self._config.deviations * deviation:
                 raise Spike(turn.step, loss, median, turn.position + (1 + self._config.skip) * turn.rows)
         self._losses.append(loss)

@@ -88,16 +88,15 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
     elif config.starts_from:
         source = load_source(config.starts_from, config.mesh, console.say)
         config = with_model(config, source.model)
-    validate(config)
-    config = resolve(with_classes(config))
-    program = Program.of(config, make_mesh(config.mesh))
-    given = program.weights_of(source, console.say) if source else None
-    if resumes:
-        _refuse_other_configuration(run, config)
-
-    objective = program.objective
-    wandb, samples = find_wandb() if config.log.wandb else None, None
+    samples = None
     with together():
+        validate(config)
+        config = resolve(with_classes(config))
+        program = Program.of(config, make_mesh(config.mesh))
+        given = program.weights_of(source, console.say) if source else None
+        if resumes:
+            _refuse_other_configuration(run, config)
+        wandb, objective = find_wandb() if config.log.wandb else None, program.objective
         with console.progress("reading the data") as progress:
             dataset = open_dataset(config, tokenizer_of(config), progress)
         loader = dataset.loader(config.seed, objective.rows, preparation_of(objective, dataset))
@@ -121,13 +120,15 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         # fresh weights.
         if resumes and checkpoints.steps() == [0]:
             raise ValueError(f"{run} holds imported weights; train them with --from {run} and another --run-dir")
-        # Behind a spike, those that an interruption left do not count: interrupted or not, a run goes back as far.
+        # Behind a spike, those that an interruption left count only where there is no other: interrupted or not, a run
+        # goes back as far.
         regular = config.checkpoint.every if skip_to else 1
         newest = checkpoints.newest(_items(program.abstract), regular) if resumes else None
         if newest:
             step, items, record = newest
             state = TrainState(**items["progress"], params=items["params"], opt_state=items["opt_state"])
-            _refuse_other_data(record, dataset, config)
+            with together():
+                _refuse_other_data(record, dataset, config)
             if "time" in record:  # which checkpoints of earlier versions lack
                 time_use.go_on_from(record["time"])
         else:
@@ -142,6 +143,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         begin = int(state.examples_seen)
         left_out = record.get("left_out", [])
         if skip_to > begin:
+            checkpoints.give_up_after(step)  # or the next start would go on from before the spike again
             left_out, begin = [*left_out, [begin, skip_to]], skip_to
             state = replace(state, examples_seen=jax.device_put(np.uint32(begin), state.examples_seen.sharding))
         agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
@@ -152,9 +154,11 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
 
         # One program, compiled before the first step, so that what it needs is known before anything runs.
         with time_use.of("compile"):
-            row = {name: array[0] for name, array in program.inputs(loader.rows_for(0, range(1))).items()}
+            with together():
+                row = {name: array[0] for name, array in program.inputs(loader.rows_for(0, range(1))).items()}
             whole = compile_that_fits(program, row, console)
-        compiled, start = {config.batch_size: whole}, describe_start(program, whole, step)
+            compiled = {rows: program.compile_step(row, rows) for rows in config.batches.between(step + 1, last)}
+        compiled[config.batch_size], start = whole, describe_start(program, whole, step)
         announce(
             console,
             program,
@@ -187,8 +191,11 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
 
         def evaluate(params: Params, limit: int) -> dict[str, Any]:
             """The figures of the held-out data; none where a signal breaks the evaluation off."""
-            with suppress(Stopped), watchdog.pause(), time_use.of("evaluation"):
-                return held_out.score(params, limit, stop_request.break_off)
+            try:
+                with suppress(Stopped), watchdog.pause(), time_use.of("evaluation"):
+                    return held_out.score(params, limit, stop_request.break_off)
+            except ValueError as error:  # which would be a refusal, and refusals leave no trace
+                raise RuntimeError(f"the held-out data cannot be read: {error}") from error
             return {}
 
         def make_batch(turn: Turn) -> tuple[Turn, dict[str, jax.Array]]:
@@ -204,9 +211,6 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         batches = time_use.waiting("data", prefetch(make_batch, config.batches.turns(step, last, begin)))
         for turn, batch in batches:
             step = turn.step
-            if turn.rows not in compiled:  # the batch has grown
-                with watchdog.pause(), time_use.of("compile"):
-                    compiled[turn.rows] = program.compile_step(row, turn.rows)
             watchdog.begins(step)
             with profile.of(step):
                 state, step_metrics = compiled[turn.rows](state, batch)
@@ -221,6 +225,9 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             samples_now = samples and samples.due(step) and step < last  # the last step's is shown at the end
             if stopped or evaluates or samples_now or step % config.checkpoint.every == 0:
                 report.settle(turn, step_metrics)
+                with watchdog.pause():
+                    spikes.settle()
+                    replicas.now(step, state)
                 if evaluates and not stopped:
                     figures = evaluate(state.params, config.evaluate.tokens)
                     stopped = stop_request.heard
@@ -231,8 +238,6 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
                 report.write(figures)
                 if stopped or step == last or step % config.checkpoint.every == 0:
                     with watchdog.pause(), time_use.of("checkpoint"):
-                        spikes.settle()
-                        replicas.now(step, state)
                         seen = turn.position + turn.rows
                         record = _record(config, dataset, report, time_use, step, seen, figures)
                         record |= {"losses": spikes.record(), "left_out": left_out}

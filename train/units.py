@@ -1,11 +1,13 @@
 """Numbers as people read them: counts, bytes, seconds and shares, short enough for a line."""
 
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 def count(number: float) -> str:
     """A count: 950, 35.2k, 1.2M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
+    for least, unit in UNITS:
+        if number >= least:
+            return f"{number / least:.1f}{unit}"
     return f"{number:.0f}"
 
 

@@ -102,6 +102,7 @@ def through_xla(monkeypatch, spoil=1.0):
         return original(*args, implementation="xla", **kwargs) * spoil
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", replaced)
+    monkeypatch.setattr("model.kernels.device_platform", lambda: "gpu")
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
@@ -114,6 +115,7 @@ def test_cudnn_is_asked_for_what_the_reference_computes(mask, monkeypatch):
 
 def test_cudnn_is_lowered_for_gpus(monkeypatch):
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
+    monkeypatch.setattr("model.kernels.device_platform", lambda: "gpu")
 
     def weighed(q, k, v):
         return attend(q, k, v, CAUSAL, scale=0.25, implementation="cudnn").astype(jnp.float32).sum()
@@ -142,6 +144,8 @@ def test_cudnn_is_tried_before_it_is_used(spoil, said, monkeypatch):
 
 
 def test_cudnn_that_is_not_there_is_said(monkeypatch):
+    with pytest.warns(UserWarning, match="not by cudnn: it is for NVIDIA GPUs"):
+        attend(*operands(dtype=jnp.bfloat16), CAUSAL, scale=0.25, implementation="cudnn")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.warns(UserWarning, match="not by cudnn: it fails \\(RuntimeError: cuDNN is not detected"):
         attend(*operands(dtype=jnp.bfloat16), CAUSAL, scale=0.25, implementation="cudnn")
@@ -176,7 +180,8 @@ OBSTACLES = {
     ("implementation", "said", "changes"),
     [(name, *case) for name, cases in OBSTACLES.items() for case in cases.items()],
 )
-def test_what_a_kernel_cannot_is_computed_by_xla_and_said(implementation, said, changes):
+def test_what_a_kernel_cannot_is_computed_by_xla_and_said(implementation, said, changes, monkeypatch):
+    monkeypatch.setattr("model.kernels.device_platform", lambda: "gpu")
     options = {"length": 256, "dtype": jnp.bfloat16, "mask": CAUSAL, "bias_BHLM": None} | changes
     qkv, mask = operands(options["length"], dtype=options["dtype"]), options["mask"]
 

@@ -75,7 +75,9 @@ def after_each_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trai
             def __call__(self, state: TrainState, batch: Any) -> Any:
                 return change(*self._compiled(state, batch))
 
-        monkeypatch.setattr(Program, "compile_step", lambda self, row: Changed(compile_step(self, row)))
+        monkeypatch.setattr(
+            Program, "compile_step", lambda self, row, rows=None: Changed(compile_step(self, row, rows))
+        )
 
     return change_each
 

@@ -216,15 +216,19 @@ class FakeWandb:
 
     def __init__(self) -> None:
         self.begun: dict[str, Any] = {}
-        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.defined: dict[str, str] = {}
         self.finished = False
 
     def init(self, **settings: Any) -> "FakeWandb":
         self.begun = settings
         return self
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.logged.append((step, values))
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.defined[name] = step_metric
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
 
     def finish(self) -> None:
         self.finished = True
@@ -237,7 +241,8 @@ def test_weights_and_biases_hears_what_tensorboard_hears(run: RunDirectory, monk
     begun = begin_wandb(find_wandb(), run, "mine", {"steps": 7})
     with Metrics(run, tensorboard=False, wandb=begun) as metrics:
         metrics.log({"step": 1, "tokens": 64, "learning/loss": 2.5, "perf/mfu": None, "learning/grad_norm": math.nan})
-    assert fake.logged == [(1, {"learning/loss": 2.5, "tokens": 64})]
+    assert fake.logged == [{"step": 1, "tokens": 64, "learning/loss": 2.5}]
+    assert fake.defined == {"*": "step"}
     assert fake.finished
     known_as = fake.begun["id"]
     assert fake.begun | {"id": ""} == {

@@ -21,6 +21,8 @@ def test_sizes_double_in_equal_shares_of_the_ramp():
     assert [batches.parts(rows) for rows in batches.sizes] == [1, 1, 2, 4]
     assert [batches.examples(steps) for steps in (0, 3, 5, 11)] == [0, 12, 28, 148]
     assert list(batches.turns(8, 11, 76)) == [(9, 76, 16), (10, 92, 32), (11, 124, 32)]
+    assert BatchSizes(160, 5, RampConfig(80, 9)).parts(80) == 4
+    assert (batches.between(1, 7), batches.between(5, 99)) == ([4, 8, 16], [8, 16])
     constant = BatchSizes(32, 1, RampConfig())
     assert (constant.of(1), constant.sizes, constant.examples(7)) == (32, [32], 224)
 
@@ -29,6 +31,8 @@ def test_sizes_double_in_equal_shares_of_the_ramp():
 def test_a_batch_that_does_not_come_to_its_size_is_refused(small: RunConfig):
     with pytest.raises(ValueError, match=r"ramp.batch_size=3 does not become batch_size=16 by doubling; take 2 and"):
         validate(dataclasses.replace(small, ramp=RampConfig(3, 5)))
+    with pytest.raises(ValueError, match=r"ramp.batch_size=4 begins a ramp of no steps; pass --ramp.steps too"):
+        validate(dataclasses.replace(small, ramp=RampConfig(4)))
 
 
 def rows(run: Path) -> list[dict[str, float]]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ def test_a_spike_is_what_is_far_over_the_median():
     judged([*USUAL, 3.15, 2.0, float("nan")], config)
     judged([*USUAL, 9.0], SpikeConfig())
     judged([*USUAL[:10], 9.0], config)  # too early to say
+    judged([*[1.0] * 40, 1.01], config)  # where nothing deviates, a little is no spike
     with pytest.raises(Spike, match=r"step 41: the loss is 3.5, and its median was 3.02") as spike:
         judged([*USUAL, 3.5, 3.0], config)
     assert spike.value.position == 8 * (40 + 1 + 3)
@@ -67,46 +70,55 @@ def result_of(run: Path) -> tuple[dict[int, float], list[list[int]], str]:
         return {row["step"]: row["learning/loss"] for row in rows}, left_out, checkpoints.digest(last, "params")
 
 
+def spiky(small: RunConfig, run: Path, **changes: Any) -> RunConfig:
+    """A run of batches of two, on a mesh, that watches for spikes."""
+    fields = {"batch_size": 2, "micro_batches": 1, "mesh": MeshConfig(fsdp=2, tensor=4), "run_dir": str(run)}
+    return dataclasses.replace(small, **(fields | changes))
+
+
 def test_a_run_leaves_a_spike_behind_the_same_way_however_it_is_interrupted(
     small: RunConfig, tmp_path: Path, after_each_step: Any, capsys: pytest.CaptureFixture[str]
 ):
-    config = dataclasses.replace(
-        small,
-        steps=50,
-        batch_size=2,
-        micro_batches=1,
-        mesh=MeshConfig(fsdp=2, tensor=4),
-        checkpoint=CheckpointConfig(every=15),
-        spikes=SpikeConfig(deviations=30, skip=2),
-    )
+    watch = {"steps": 50, "checkpoint": CheckpointConfig(every=15), "spikes": SpikeConfig(deviations=30, skip=2)}
     after_each_step(spoilt(2 * 35))  # in step 36
-    whole = dataclasses.replace(config, run_dir=str(tmp_path / "whole"))
-    assert main(whole, Console())["step"] == 50
+    assert main(spiky(small, tmp_path / "whole", **watch), Console())["step"] == 50
     assert "step 36: the loss is 10" in capsys.readouterr().out
     losses, left_out, weights = result_of(tmp_path / "whole")
     assert list(losses) == list(range(1, 51))
     assert max(losses.values()) < 10
     assert left_out == [[60, 76]]  # from the checkpoint of step 30, over step 36, and two batches more
 
-    # One that is stopped before the spike, right after it went back, and when the spike is behind it.
-    parts = dataclasses.replace(config, run_dir=str(tmp_path / "parts"))
-    for steps in (33, 2, 8):
-        main(dataclasses.replace(parts, stop_after=steps), Console())
+    # One that is stopped before the spike, right after it went back, twice before it is as far again, and beyond.
+    parts = spiky(small, tmp_path / "parts", **watch)
+    for stop_after, reached in ((33, 33), (2, 35), (2, 32), (2, 34), (8, 42)):
+        assert main(dataclasses.replace(parts, stop_after=stop_after), Console())["step"] == reached
     main(parts, Console())
     assert result_of(tmp_path / "parts") == (losses, left_out, weights)
 
 
+def test_who_asks_to_stop_in_the_step_of_a_spike_is_heard(small: RunConfig, tmp_path: Path, after_each_step: Any):
+    asked: list[int] = []
+
+    def spoil_and_ask(state: TrainState, metrics: Any) -> Any:
+        if int(state.step) == 36 and not asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            asked.append(36)
+        return spoilt(2 * 35)(state, metrics)
+
+    after_each_step(spoil_and_ask)
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: asked.append(signum))
+    try:
+        main(
+            spiky(small, tmp_path, steps=40, checkpoint=CheckpointConfig(every=15), spikes=SpikeConfig(deviations=30)),
+            Console(),
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == [36, signal.SIGTERM]
+
+
 def test_a_run_that_spikes_again_and_again_ends(small: RunConfig, tmp_path: Path, after_each_step: Any):
     after_each_step(spoilt(*range(60, 2000, 2)))
-    config = dataclasses.replace(
-        small,
-        steps=40,
-        batch_size=2,
-        micro_batches=1,
-        mesh=MeshConfig(data=2, tensor=4),
-        run_dir=str(tmp_path),
-        checkpoint=CheckpointConfig(every=25),
-        spikes=SpikeConfig(deviations=30, limit=1),
-    )
+    watch = {"steps": 40, "checkpoint": CheckpointConfig(every=25), "spikes": SpikeConfig(deviations=30, limit=1)}
     with pytest.raises(Diverged, match=r"step 26: .* has gone back 1 times before"):
-        main(config, Console())
+        main(spiky(small, tmp_path, **watch), Console())

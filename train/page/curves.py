@@ -4,9 +4,10 @@ import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from train.page.history import MFU, SPEED, History, Measured, count_of, figure, moment
+from train.page.history import MFU, SPEED, History, Measured, figure, moment
 from train.page.markup import Html, element, join
 from train.picture import Axis, Line, Mark, Point, chart
+from train.run_directory import count_of
 from train.units import count
 
 LOSS = "learning/loss"

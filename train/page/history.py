@@ -5,11 +5,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from train.run_directory import read_row
+from train.run_directory import count_of, is_number, number_of, read_row
 from train.units import count
 
 SPEED, MFU, MEMORY = "perf/per_device_tokens_per_sec", "perf/mfu", "perf/memory_bytes"
@@ -99,23 +99,6 @@ def thin(points: Sequence[Measured], most: int) -> list[Measured]:
         lowest, highest = (choose(within, key=attrgetter("value")) for choose in (min, max))
         kept += sorted({within[0], lowest, highest, within[-1]})
     return kept
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value from a file is a number that can be drawn."""
-    return type(value) in (int, float) and -1e300 < value < 1e300  # which neither a bool nor infinity is
-
-
-def count_of(row: Mapping[str, Any], name: str) -> int:
-    """A count that a row holds; 0 where it holds none."""
-    value = row.get(name)
-    return value if type(value) is int and 0 < value < 2**63 else 0
-
-
-def number_of(row: Mapping[str, Any], name: str) -> float:
-    """A number that a row holds; 0 where it holds none."""
-    value = row.get(name)
-    return value if is_number(value) else 0.0
 
 
 def figure(value: Any) -> str:

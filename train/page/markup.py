@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from train.picture import visible
 from train.units import share
 
-# What no HTML or XML file may hold, and readers could not see, becomes the sign for what cannot be shown.
-_UNSEEN = dict.fromkeys((*range(9), 11, 12, *range(13, 32), *range(127, 160), 0xFFFE, 0xFFFF), "\ufffd")
 _EMPTY = ("meta", "input", "br")
 
 
@@ -24,15 +23,10 @@ class Share(NamedTuple):
     colour: str
 
 
-def printable(text: str) -> str:
-    """The text without control characters and halves of characters."""
-    return text.translate(_UNSEEN).encode("utf-8", "replace").decode()
-
-
 def element(name: str, /, *contents: object, **attributes: object) -> Html:
     """An element. Attributes are named as in HTML, with `class_` and "_" for "-"; those that are None are left out."""
     words = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(printable(str(value)))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(visible(str(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -43,7 +37,7 @@ def element(name: str, /, *contents: object, **attributes: object) -> Html:
 
 def join(contents: Iterable[object]) -> Html:
     """Contents one after another."""
-    return Html("".join(part if isinstance(part, Html) else escape(printable(str(part))) for part in contents))
+    return Html("".join(part if isinstance(part, Html) else escape(visible(str(part))) for part in contents))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:

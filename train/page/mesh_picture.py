@@ -10,9 +10,9 @@ from model.parameters import Declaration
 from model.sharding import MESH_AXES
 from train.config import RunConfig
 from train.mesh import Dimension, dimensions
-from train.page.history import count_of
 from train.page.markup import Html, element, join
 from train.picture import COLOURS
+from train.run_directory import count_of
 
 _MOST_CELLS = 64
 

@@ -17,12 +17,13 @@ from model.presets import family_name
 from model.structures import kept_config
 from train.config import RunConfig, resolve, to_json
 from train.page.curves import HELD_OUT, LOSS, curves, evaluations, title_of
-from train.page.history import MEMORY, MFU, SPEED, History, count_of, figure, is_number, moment, number_of
+from train.page.history import MEMORY, MFU, SPEED, History, figure, moment
 from train.page.markup import Html, Share, element, join, stacked_bar, table
 from train.page.mesh_picture import mesh_of, mesh_picture
 from train.picture import COLOURS, style
 from train.recipes import RECIPES
-from train.run_directory import RunDirectory, first_line, read_rows, write_atomically
+from train.run_directory import RunDirectory, count_of, first_line, is_number, number_of, read_rows, write_atomically
+from train.spikes import Spike
 from train.time_use import CURVE, Part
 from train.units import count, duration, share, size
 
@@ -70,6 +71,8 @@ class Page:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        if isinstance(error, Spike):  # behind which the run goes on
+            return
         failed = isinstance(error, Exception) and not hasattr(error, "exit_code")  # which those have that ask to stop
         self.write(f"failed: {first_line(error)}" if error and failed else "stopped")
 
