@@ -15,7 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from model.sharding import device_platform, mesh_axes, on_each_device, partition_spec
+from model.sharding import axis_size, device_platform, mesh_axes, on_each_device, partition_spec
 
 GATHERED = "gathered"  # the name under which rematerialisation knows gathered weights
 
@@ -42,7 +42,9 @@ def on_own_rows(function: Callable, rows: Any, weights: Any, axes: tuple[str, ..
     """
     mesh = jax.sharding.get_abstract_mesh()
     shape = jax.tree.leaves(rows)[0].shape[: len(axes)]
-    lies = () if mesh.empty else partition_spec(axes, shape, mesh)
+    # One text to be translated is on every device.
+    divides = not mesh.empty and all(n % axis_size(mesh, axis) == 0 for axis, n in zip(axes, shape, strict=True))
+    lies = partition_spec(axes, shape, mesh) if divides else ()
     if not any(lies):
         return function(rows, weights)
     own = {name for entry in lies for name in _names(entry)}

@@ -428,6 +428,8 @@ def test_a_stopped_process_leaves_no_orphans_and_repeats_no_finished_shard(progr
         time.sleep(0.01)
     finished = [f"tokens-{record.stem[6:]}.bin" for record in program.records()]
     (partial,) = cache_folder("corpora").iterdir()
+    if partial.name == program.digest:
+        pytest.skip("this machine was too busy: the signal came when all was done")
     before = {name: os.stat(partial / "corpus" / name) for name in finished}
 
     with program.start(1) as process:
