@@ -18,7 +18,7 @@ def found_by(drill: str, *options: str) -> dict[str, Any]:
 
 
 def test_a_run_that_is_killed_becomes_what_an_unbroken_one_is():
-    assert found_by("kill.py", "--kills", "3")["kills"] == 3
+    assert found_by("kill.py", "--kills", "2")["kills"] == 2
 
 
 def test_a_run_that_is_asked_to_stop_becomes_what_an_unbroken_one_is():

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import slow_disk
 from run import Run
 
 EVERY = 3  # steps from one checkpoint to the next
@@ -48,7 +49,7 @@ class Drill(Run):
         self.kills: list[Kill] = []
 
     def kill_once(self) -> None:
-        """Starts the run, and kills it: as a save begins after at least one commit, or at any time."""
+        """Starts the run, and kills it: in a save after at least one commit, or at any time before the third."""
         before, reached, last_kill = self.newest(), self.last_step(), time.monotonic()
         started, process, began, new_step = time.time(), self.start(), time.monotonic(), None
         is_inside = self.random.random() < INSIDE
@@ -60,11 +61,11 @@ class Drill(Run):
                 new_step = time.monotonic() - last_kill
             if is_inside:
                 return self.newest() > before and self.is_saving()
-            return time.monotonic() - began > alive_for
+            return time.monotonic() - began > alive_for or self.newest() > before + EVERY
 
         self.wait(process, is_due)
         if is_inside:
-            time.sleep(self.random.uniform(0, 0.03))  # a save takes some ten milliseconds
+            time.sleep(self.random.uniform(0, 5 * slow_disk.SECONDS))  # of a save that takes a little longer
         process.kill()
         process.wait()
         resumed = re.search(r"resumes at step (\d+)", self.said())
@@ -74,7 +75,7 @@ class Drill(Run):
 
 def drill(kills: int, seed: int, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Kills a run so many times and compares it with an unbroken one; raises AssertionError at the first difference."""
-    steps = (2 * kills + 4) * EVERY
+    steps = (3 * kills + 2) * EVERY  # a start commits three times at most
     unbroken = Drill(folder / "unbroken", steps, random.Random(seed))
     unbroken.finish()
     broken = Drill(folder / "broken", steps, random.Random(seed))

@@ -25,7 +25,8 @@ class Run:
     def __init__(self, folder: Path, *options: object, **environment: str):
         self.folder = folder
         self.log = Path(f"{folder}.log")
-        self._command = [sys.executable, str(ROOT / "train" / "train.py"), "smoke", "--run-dir", str(folder)]
+        program = [str(Path(__file__).with_name("slow_disk.py")), str(ROOT / "train" / "train.py")]
+        self._command = [sys.executable, *program, "smoke", "--run-dir", str(folder)]
         self._command += ["--log.every", "1", "--log.no-tensorboard", *map(str, options)]
         self._environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
 
