@@ -48,8 +48,8 @@ _DAMAGED_ZIP = (  # what zipfile raises for a damaged archive, beside its own er
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,
-    RuntimeError,
+    NotImplementedError,  # of a version or a compression that it does not know
+    RuntimeError,  # of an entry that says that it is encrypted
     UnicodeDecodeError,
     OSError,
 )

@@ -119,8 +119,7 @@ def mesh_axes_are_named_in_two_files(path: str, tree: ast.Module) -> Iterator[tu
 
 
 def shard_map_stays_on_its_islands(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    # train/replicas.py asks what each device holds, which GSPMD, for which copies are equal, cannot.
-    if path not in {"model/sharding.py", "train/replicas.py"}:
+    if path != "model/sharding.py":
         for node in ast.walk(tree):
             if (isinstance(node, ast.Name) and node.id == "shard_map") or (
                 isinstance(node, ast.Attribute) and node.attr == "shard_map"

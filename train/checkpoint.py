@@ -32,6 +32,7 @@ from etils import epath
 from train.cluster import where
 from train.digest import array_digest, hexadecimal
 from train.run_directory import StorageError, first_line, is_local, is_step, json_text
+from train.state import flatten
 
 FORMAT = 1
 
@@ -145,7 +146,7 @@ class Checkpoints:
         self._settle()
         if step in self._intact:
             return
-        trees = {item: _flatten(tree) for item, tree in items.items()}
+        trees = {item: flatten(tree) for item, tree in items.items()}
         digests = _digests(trees)
         arrays = {
             f"{item}/{name}": {"digest": hexadecimal(digests[item][name]), **_description(array)}
@@ -224,7 +225,7 @@ class Checkpoints:
             ValueError: there is no such step, or a newer program wrote it.
         """
         manifest = self._manifest(step)
-        wanted = {item: _flatten(tree) for item, tree in abstract.items()}
+        wanted = {item: flatten(tree) for item, tree in abstract.items()}
         for item, tree in wanted.items():
             _compare(step, item, tree, manifest["arrays"])
         trees = self._read(step, wanted)
@@ -446,15 +447,6 @@ def _kept(evaluations: dict[int, float | None], config: CheckpointConfig) -> set
     """Which of the steps the configuration keeps."""
     kept = {*sorted(evaluations)[-config.keep_last :], *_ranked(evaluations)[: config.keep_best]}
     return kept | {step for step in evaluations if config.keep_every and step % config.keep_every == 0}
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """A pytree as a flat dict of dotted names: stored alike whatever its containers are, and without collisions."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-    if len(flat) != len(leaves):
-        raise ValueError("two arrays of a checkpoint have the same dotted name; rename one of their keys")
-    return flat
 
 
 def _compare(step: int, item: str, wanted: dict[str, Any], arrays: dict[str, Any]) -> None:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from model.sharding import on_each_device
 from train.digest import array_digest
 from train.mesh import replicated
-from train.state import TrainState, shardings_of
+from train.state import TrainState, flatten, shardings_of
 
 
 class ReplicasDiffer(RuntimeError):
@@ -29,36 +30,36 @@ class ReplicaCheck:
     """
 
     def __init__(self, mesh: Mesh, abstract: TrainState, every: int):
-        self._every = every
+        self._every, self._mesh = every, mesh
         self._devices = mesh.devices.reshape(-1).tolist()
         self._waiting: tuple[int, jax.Array] | None = None
         if not every:
             return
-        leaves = jax.tree_util.tree_flatten_with_path(abstract)[0]
-        self._names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-        self._parts = [_parts(mesh, leaf) for _, leaf in leaves]
+        self._parts = {name: _parts(mesh, leaf) for name, leaf in flatten(abstract).items()}
         specs = jax.tree.map(lambda sharding: sharding.spec, shardings_of(abstract))
 
         def digests(state: TrainState) -> jax.Array:
             return jnp.stack([jnp.stack(array_digest(leaf)) for leaf in jax.tree.leaves(state)])[None]
 
-        of_devices = jax.shard_map(
-            digests, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(mesh.axis_names), check_vma=False
-        )
+        with jax.set_mesh(mesh):
+            of_devices = on_each_device(digests, (specs,), PartitionSpec(mesh.axis_names))
         self._digests = jax.jit(of_devices, out_shardings=replicated(mesh))
 
     def after(self, step: int, state: TrainState) -> None:
         """Begins a comparison where one is due, and ends the one before it; raises ReplicasDiffer."""
         if self._every and step % self._every == 0:
-            self.settle()
-            self._waiting = (step, self._digests(state))
+            self._begin(step, state)
 
     def now(self, step: int, state: TrainState) -> None:
         """Compares at once; raises ReplicasDiffer."""
         if self._every and (self._waiting is None or self._waiting[0] != step):
-            self.settle()
-            self._waiting = (step, self._digests(state))
+            self._begin(step, state)
         self.settle()
+
+    def _begin(self, step: int, state: TrainState) -> None:
+        self.settle()
+        with jax.set_mesh(self._mesh):
+            self._waiting = (step, self._digests(state))
 
     def settle(self) -> None:
         """Ends the comparison that was begun, if one was; raises ReplicasDiffer."""
@@ -66,7 +67,7 @@ class ReplicaCheck:
             return
         (step, digests), self._waiting = self._waiting, None
         found_DN2 = np.asarray(jax.device_get(digests))
-        for i, (name, parts_D) in enumerate(zip(self._names, self._parts, strict=True)):
+        for i, (name, parts_D) in enumerate(self._parts.items()):
             for part in np.unique(parts_D):
                 holders = np.flatnonzero(parts_D == part)
                 values, value_of, counts = np.unique(

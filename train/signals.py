@@ -12,6 +12,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from train.spikes import Spike
+
 
 class Stopped(Exception):
     """The run was asked to stop, and did. `exit_code` is the shell's for the signal."""
@@ -36,8 +38,8 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        # What ended in another way, as a run that goes back to a checkpoint, was not stopped: who listens next is told.
-        if kind is not None and not issubclass(kind, Stopped) and self._signum is not None:
+        # A run that goes back to a checkpoint has not stopped: who listens next is told.
+        if kind is Spike and self._signum is not None:
             signal.raise_signal(self._signum)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:

@@ -118,3 +118,12 @@ def abstract_state(
 def shardings_of(abstract: Any) -> Any:
     """The shardings of an abstract tree."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """A pytree as a flat dict of dotted names: stored alike whatever its containers are, and without collisions."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise ValueError("two arrays of the state have the same dotted name; rename one of their keys")
+    return flat

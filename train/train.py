@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.exit(dispatch(["train", *sys.argv[1:]]))
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -170,9 +170,9 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         )
         if jax.process_index() == 0:
             with writing(run.path):
-                if dataset.tokenizer and not newest:
-                    dataset.tokenizer.save(run.tokenizer)
                 if not newest:
+                    if dataset.tokenizer:
+                        dataset.tokenizer.save(run.tokenizer)
                     run.write_config(to_json(config))
                 write_rows(run.starts, [*read_rows(run.starts), start])
 
@@ -191,21 +191,16 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
 
         def evaluate(params: Params, limit: int) -> dict[str, Any]:
             """The figures of the held-out data; none where a signal breaks the evaluation off."""
-            try:
-                with suppress(Stopped), watchdog.pause(), time_use.of("evaluation"):
-                    return held_out.score(params, limit, stop_request.break_off)
-            except ValueError as error:  # which would be a refusal, and refusals leave no trace
-                raise RuntimeError(f"the held-out data cannot be read: {error}") from error
+            with _reading("the held-out data"), suppress(Stopped), watchdog.pause(), time_use.of("evaluation"):
+                return held_out.score(params, limit, stop_request.break_off)
             return {}
 
         def make_batch(turn: Turn) -> tuple[Turn, dict[str, jax.Array]]:
             def rows_for(places: np.ndarray) -> Batch:
                 return program.inputs(loader.rows_for(turn.position, places))
 
-            try:
+            with _reading(f"the data after {turn.position} examples"):
                 return turn, place_batch(program.mesh, turn.rows, rows_for)
-            except ValueError as error:  # which would be a refusal, and refusals leave no trace
-                raise RuntimeError(f"the data after {turn.position} examples cannot be read: {error}") from error
 
         open_things.enter_context(time_use.of("steps"))
         batches = time_use.waiting("data", prefetch(make_batch, config.batches.turns(step, last, begin)))
@@ -265,6 +260,15 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
     if len(loader.sources) > 1:
         describe_mixture(console, loader, record["examples_seen"])
     return _result(run, config, record, loader)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Data that cannot be read fail a run that has begun: a ValueError would be a refusal, and those leave no trace."""
+    try:
+        yield
+    except ValueError as error:
+        raise RuntimeError(f"{what} cannot be read: {error}") from error
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rows import CPU, OPTIMIZER, TORCH, one_document, tensors, training
+from rows import CPU, OPTIMIZER, TORCH, one_document, tensors, text_batch, text_run, training
 
 from data.dataset import DataConfig
 from data.images import ImagesConfig
@@ -25,7 +25,7 @@ from model.encoder_decoder import EncoderDecoderConfig
 from model.families import bert, transformer, vit
 from model.families import llama as llama_family
 from model.parameters import Params, merge
-from model.presets import PRESETS, Family
+from model.presets import Family
 from model.vision import VisionConfig
 from train.config import RunConfig
 from train.mesh import MeshConfig, make_mesh
@@ -80,11 +80,9 @@ def masked_lm(_: str) -> dict[str, Any]:
 
 def llama(_: str) -> dict[str, Any]:
     """A step of Llama 3.2 1B on rows of 2,048 tokens."""
-    model, rows, length = replace(PRESETS["llama3.2-1b"], remat="attention"), 4, 2048
     if CPU:
         return {"not_run": "needs an accelerator"}
-    stream = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1), np.int32)
-    batch = one_document(stream[:, :-1]) | {"targets": stream[:, 1:], "scored": np.ones((rows, length), bool)}
+    stream, batch = text_batch("llama-1b")
 
     def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
         read, labels = on_device(stream[:, :-1]), on_device(stream[:, 1:])
@@ -94,8 +92,7 @@ def llama(_: str) -> dict[str, Any]:
 
         return {"transformers": _trainer(llama_family, plan, params, loss)}
 
-    config = RunConfig(model, DataConfig(max_length=length, packing="contiguous"), batch_size=rows)
-    return training(config, batch, ("tokens", rows * length), theirs if _TRANSFORMERS else None)
+    return training(text_run("llama-1b"), batch, ("tokens", batch["tokens"].size), theirs if _TRANSFORMERS else None)
 
 
 def translate(_: str) -> dict[str, Any]:

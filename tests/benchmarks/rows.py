@@ -49,6 +49,7 @@ SIZES = {  # with the rows of a batch, each as long as the model allows
     "6x384": (_LARGER, 8),
     "6x384-v8192": (replace(_LARGER, vocab_size=8192), 8),
     "gpt2-124m": (replace(PRESETS["gpt2-124m"], dropout=0.0, attention_dropout=0.0), 1 if CPU else 32),
+    "llama-1b": (replace(PRESETS["llama3.2-1b"], max_length=2048, remat="attention"), 4),
 }
 
 
@@ -73,15 +74,18 @@ def matmul(size: str) -> dict[str, Any]:
 
 def train(size: str) -> dict[str, Any]:
     """A step of `jumok train` on a decoder."""
-    model, rows = SIZES[size]
-    length = model.max_length
-    stream, batch = text_batch(size)
+    model, (stream, batch) = SIZES[size][0], text_batch(size)
 
     def theirs(plan: Blueprint, params: Params) -> dict[str, Any]:
         return {"torch": gpt2_trainer(model, tensors(gpt2, plan, params), stream, OPTIMIZER)}
 
-    config = RunConfig(model, DataConfig(max_length=length, packing="contiguous"), batch_size=rows)
-    return training(config, batch, ("tokens", rows * length), theirs if TORCH else None)
+    return training(text_run(size), batch, ("tokens", batch["tokens"].size), theirs if TORCH else None)
+
+
+def text_run(size: str) -> RunConfig:
+    """A run on a decoder of this size."""
+    model, rows = SIZES[size]
+    return RunConfig(model, DataConfig(max_length=model.max_length, packing="contiguous"), batch_size=rows)
 
 
 def text_batch(size: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from rows import SIZES, TORCH, tensors, text_batch
+from rows import SIZES, TORCH, tensors, text_batch, text_run
 
-from data.dataset import DataConfig
 from model.families import gpt2
 from train.checkpoint import CheckpointConfig, Checkpoints
-from train.config import RunConfig, resolve
+from train.config import resolve
 from train.mesh import MeshConfig, make_mesh, place_batch
 from train.program import Program
 from train.step import make_evaluation
@@ -26,15 +25,13 @@ if TORCH:
 
 
 def _program(size: str) -> Program:
-    """A run on a decoder of this size."""
-    model, rows = SIZES[size]
-    config = resolve(RunConfig(model, DataConfig(max_length=model.max_length), batch_size=rows))
-    return Program.of(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    return Program.of(resolve(text_run(size)), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
 
 
 def compiling(size: str) -> dict[str, Any]:
     """A step from its configuration to the program that the devices run, nothing of it remembered."""
-    program, row = _program(size), {name: array[0] for name, array in text_batch(size)[1].items()}
+    program = _program(size)
+    row = {name: array[0] for name, array in program.inputs(text_batch(size)[1]).items()}
     jax.config.update("jax_enable_compilation_cache", False)
 
     def compile_anew() -> None:
