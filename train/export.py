@@ -37,6 +37,7 @@ from model.structures import STRUCTURES, ModelConfig
 from model.vision import VisionConfig
 from train.hugging_face import DTYPES, INDEX_FILE, WEIGHTS_FILE, HuggingFaceFolder
 from train.pixels import PREPROCESSOR_FILE, check_preprocessor, to_preprocessor
+from train.run_directory import local_folder
 from train.state import blueprint
 
 RECEIPT_FILE = "jumok_receipt.json"
@@ -67,7 +68,7 @@ def export_folder(
         params: the weights by name, numpy or JAX arrays, of which one tensor at a time is brought to the host.
         config: what they are the weights of.
         tokenizer_folder: the run's tokenizer files; None, or a folder without any, for none.
-        folder: must be empty or not exist; it appears complete or not at all.
+        folder: a local one, which must be empty or not exist; it appears complete or not at all.
         dtype: float32, float16 or bfloat16; as stored by default.
         shard_bytes: the most that one file of weights holds.
         progress: called with the bytes of weights written and in all.
@@ -77,10 +78,11 @@ def export_folder(
         every file. All but the path is in the folder too.
 
     Raises:
-        ValueError: a folder that is not empty, a model that no architecture expresses, a dtype that cannot hold it.
+        ValueError: a folder that is not local or not empty, a model that no architecture expresses, a dtype that cannot
+            hold it.
         RuntimeError: what was written computes other logits; nothing is left.
     """
-    target = Path(folder).resolve()
+    target = local_folder(folder).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{folder} already exists and is not an empty folder; name another, or empty it first")
     family = family_of(config)
@@ -133,8 +135,9 @@ def import_folder(
         ValueError: anything that is not understood, and weights that are not finite, in one sentence with the folder
             and the file.
     """
+    source = local_folder(folder)
     try:
-        return _import(HuggingFaceFolder(Path(folder)), progress)
+        return _import(HuggingFaceFolder(source), progress)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 

@@ -159,6 +159,13 @@ def is_local(path: epath.Path) -> bool:
     return "://" not in str(path)
 
 
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of this name on this machine; raises ValueError where it is an object store's."""
+    if not is_local(epath.Path(path)):
+        raise ValueError(f"{path} is in an object store; name a local folder, and copy it from there or to there")
+    return Path(path).expanduser()
+
+
 def write_atomically(path: epath.Path, text: str) -> None:
     """Writes a text file such that, whatever happens, either the old or the new content is found."""
     if not is_local(path):

@@ -47,7 +47,7 @@ from train.program import Program
 from train.ramp import Turn
 from train.replicas import ReplicaCheck
 from train.report import Diverged, Profile, StepReport, announce, describe_mixture, describe_start, drawn
-from train.run_directory import RunDirectory, read_rows, write_rows, writing
+from train.run_directory import RunDirectory, is_local, read_rows, write_rows, writing
 from train.samples import Samples
 from train.signals import Stopped, StopRequest
 from train.spikes import Spike, SpikeWatch
@@ -359,7 +359,7 @@ def _next_commands(run: RunDirectory, model: Any) -> Iterator[str]:
             yield f'generate {run} --prompt "..."'
     with suppress(ValueError):  # transformers may know no such model
         family_of(model)
-        yield f"export {run} {run}-export"
+        yield f"export {run} {run if is_local(run.path) else run.path.name}-export"
 
 
 def _result(run: RunDirectory, config: RunConfig, record: dict[str, Any], loader: Loader) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etils.epath import backend
+from object_store import ObjectStore, serve
 
 from data.dataset import DataConfig
 from data.tokenizers.base import Tokenizer
 from model.decoder import DecoderConfig
+from train import run_directory
 from train.checkpoint import Checkpoints
 from train.config import LogConfig, RunConfig, SampleConfig, to_json
 from train.console import Console
@@ -60,6 +63,27 @@ def uninterrupted(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) ->
     """That run, done in one go, and what it returned. Not to be written to."""
     config = dataclasses.replace(small, run_dir=str(tmp_path_factory.mktemp("runs") / "uninterrupted"))
     return config, main(config, Console())
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    store = ObjectStore()
+    with pytest.MonkeyPatch.context() as patch, serve(store) as address:
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """What gs:// is in this test, empty at its start, with heartbeats that are quick enough for it."""
+    object_store.store.clear()
+    object_store.is_full = False
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: object_store)
+    monkeypatch.setattr(run_directory, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(run_directory, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(run_directory, "_SETTLE_SECONDS", 0.02)
+    return object_store
 
 
 @pytest.fixture

@@ -16,9 +16,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from etils import epath
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.checkpoint import CheckpointConfig, Checkpoints, DamagedCheckpoint, _sha256
@@ -370,35 +367,6 @@ def test_only_the_writer_removes_leftovers(folder: Path) -> None:
     with Checkpoints(folder, writer=True) as checkpoints:
         assert checkpoints.steps() == [1, 2]
     assert sorted(path.name for path in folder.iterdir()) == ["007", "1", "2", "notes"]
-
-
-def test_an_object_store_commits_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryFileSystem(skip_instance_cache=True)
-    store.store, store.pseudo_dirs = {}, [""]
-    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
-    folder = epath.Path("gs://bucket/run/checkpoints")
-    for step in (1, 2, 3):
-        (folder / str(step) / "manifest").mkdir(parents=True)
-        manifest = {"format": 1, "step": step, "record": {"evaluation": step}, "arrays": {}}
-        manifest["sha256"] = _sha256(manifest)
-        (folder / str(step) / "manifest" / "metadata").write_text(json.dumps(manifest))
-        if step < 3:
-            (folder / str(step) / "commit_success.txt").write_text("")
-    with Checkpoints(folder) as checkpoints:
-        assert (checkpoints.steps(), checkpoints.best()) == ([1, 2], 1)
-        with pytest.raises(
-            ValueError, match=r"there is no checkpoint 3 in gs://bucket/run/checkpoints; it has \[1, 2\]"
-        ):
-            checkpoints.record(3)
-    assert (folder / "3" / "manifest" / "metadata").exists()
-    with Checkpoints(folder, writer=True) as checkpoints:
-        assert not (folder / "3" / "manifest" / "metadata").exists(), "the leftovers of a killed save"
-        with monkeypatch.context() as patch:  # killed in mid-deletion
-            patch.setattr(type(folder), "rmtree", lambda path, **options: None)
-            checkpoints._delete(folder / "1")
-        assert checkpoints.steps() == [2]
-    with Checkpoints(folder, writer=True):
-        assert not (folder / "1" / "manifest" / "metadata").exists()
 
 
 def check_for_seconds(checkpoints: Checkpoints, seconds: float) -> None:

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
 from google.protobuf import message_factory
+from object_store import ObjectStore
 from tensorboardX.proto import event_pb2
 
 from train import metrics as metrics_module
@@ -29,10 +28,7 @@ Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_na
 
 
 @pytest.fixture(params=["local", "remote"])
-def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    store = MemoryFileSystem(skip_instance_cache=True)
-    store.store, store.pseudo_dirs = {}, [""]
-    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
+def run(request: pytest.FixtureRequest, tmp_path: Path, bucket: ObjectStore) -> RunDirectory:
     run = RunDirectory("gs://bucket/a" if request.param == "remote" else tmp_path / "a")
     run.create()
     return run

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
+from object_store import ObjectStore
 
 from train import run_directory
 from train.run_directory import RunDirectory, is_step, json_text, resolve
@@ -24,18 +23,6 @@ with RunDirectory(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(100)
 """
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An object store in memory, with a heartbeat that is quick enough for a test."""
-    store = MemoryFileSystem(skip_instance_cache=True)
-    store.store, store.pseudo_dirs = {}, [""]
-    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
-    monkeypatch.setattr(run_directory, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(run_directory, "STALE_SECONDS", 0.3)
-    monkeypatch.setattr(run_directory, "_SETTLE_SECONDS", 0.02)
-    return "gs://bucket"
 
 
 def test_nothing_is_created_before_create(tmp_path: Path) -> None:
@@ -50,8 +37,8 @@ def test_nothing_is_created_before_create(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_config_round_trip(tmp_path: Path, bucket: str, remote: bool) -> None:
-    run = RunDirectory(f"{bucket}/a" if remote else tmp_path / "a")
+def test_config_round_trip(tmp_path: Path, bucket: ObjectStore, remote: bool) -> None:
+    run = RunDirectory("gs://bucket/a" if remote else tmp_path / "a")
     config = {"name": "é", "model": {"sizes": [1, 2]}, "steps": 10, "rate": 1e-3, "path": None}
     run.create()
     run.write_config({"old": 1})
@@ -135,7 +122,7 @@ def test_one_writer_until_it_dies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_locks", [True, False])
 def test_what_a_dead_holder_left_holds_nobody_up(
-    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+    tmp_path: Path, bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch, has_locks: bool
 ) -> None:
     """Its process number belongs to a living process again, and its clock was ahead of ours."""
     if not has_locks:
@@ -155,8 +142,8 @@ def unsupported(*_: object) -> None:
     raise OSError(95, "Operation not supported")
 
 
-def test_a_heartbeat_where_there_are_no_locks(bucket: str) -> None:
-    run = RunDirectory(f"{bucket}/a")
+def test_a_heartbeat_where_there_are_no_locks(bucket: ObjectStore) -> None:
+    run = RunDirectory("gs://bucket/a")
     heartbeat = run.path / "heartbeat.json"
     with run.lock() as check:
         with pytest.raises(ValueError, match=f"^gs://bucket/a is being written by process {os.getpid()} on"):
@@ -181,7 +168,7 @@ def check_for_seconds(check, seconds: float) -> None:
 
 
 def test_a_file_system_without_locks_gets_a_heartbeat(
-    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_directory.fcntl, "flock", unsupported)
     run = RunDirectory(tmp_path)
