@@ -198,12 +198,14 @@ def test_the_rule_finds_an_offender(rule: Rule, path: str, source: str):
 
 def find_cycle(sources: dict[str, ast.Module]) -> list[str] | None:
     modules = {module_name(path) for path in sources}
-    graph = {
-        module_name(path): {
-            module for module in modules - {module_name(path)} for _, name in imports(tree) if within(name, {module})
-        }
+    imported = {
+        module_name(path): {name for _, name in imports(tree)}
         for path, tree in sources.items()
         if not path.endswith("/__init__.py")
+    }
+    graph = {
+        module: {other for other in modules - {module} if any(within(name, {other}) for name in names)}
+        for module, names in imported.items()
     }
     try:
         graphlib.TopologicalSorter(graph).prepare()

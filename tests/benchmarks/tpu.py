@@ -31,6 +31,7 @@ from train.program import Program
 _V5P = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "wrap": (True, True, True)}
 SLICES: dict[str, dict[str, Any]] = {
     "v5e-256": {"topology_name": "v5e:16x16", "wrap": (True, True, False)},
+    "v6e-256": {"topology_name": "v6e:16x16", "wrap": (True, True, False)},
     "v5p-128": {"topology_name": "v5:4x4x4", **_V5P},
     "v5p-1024": {"topology_name": "v5:8x8x8", **_V5P},
 }
@@ -52,6 +53,7 @@ SETTINGS = {
     "7b v5e qkv": Setting("llama2-7b", "v5e-256", 4, 2048, "qkv", 4),
     "7b v5p dots": Setting("llama2-7b", "v5p-128", 4, 4096, "dots", 4),
     "70b v5p projections": Setting("llama2-70b", "v5p-1024", 2, 4096, "projections", 4),
+    "70b v6e offload": Setting("llama2-70b", "v6e-256", 2, 4096, "offload", 4),
 }
 
 
@@ -74,12 +76,17 @@ def main() -> None:
         if options.only in name:
             compiled, seconds = compile_step(setting, options.layers, tuple(options.option))
             memory = compiled.memory_analysis()
-            sizes = (memory.peak_memory_in_bytes, memory.argument_size_in_bytes, memory.generated_code_size_in_bytes)
+            sizes = (
+                memory.peak_memory_in_bytes,
+                memory.host_temp_size_in_bytes,
+                memory.argument_size_in_bytes,
+                memory.generated_code_size_in_bytes,
+            )
             rows.append((name, *(f"{size / 2**30:.2f}" for size in sizes), f"{seconds:.0f}"))
             if options.hlo:
                 with gzip.open(options.hlo, "wt") as file:
                     file.write(compiled.as_text())
-    Console().table("per device", ("setting", "peak GiB", "state GiB", "code GiB", "compile, CPU s"), rows)
+    Console().table("per device", ("setting", "peak GiB", "host GiB", "state GiB", "code GiB", "compile, CPU s"), rows)
 
 
 def compile_step(setting: Setting, layers: int | None, compiler_options: tuple[str, ...]) -> tuple[Any, float]:
