@@ -1,5 +1,6 @@
 """What is kept between runs: folders of a cache, written atomically, and facts about files that cost a reading."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,8 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 _SETTLED_SECONDS = 2.0  # a file younger than this may change again within one tick of its clock
 _ABANDONED_SECONDS = 86_400.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_path(name: str) -> Path:
@@ -52,6 +56,9 @@ def written_atomically(target: Path, within: Path | None = None) -> Iterator[Pat
     A reader sees all of it or nothing, and it survives a power cut. Where another process wrote the same folder
     meanwhile, the first one stays: both hold the same. The temporary path lies beside `target`, or in the folder
     `within` of the same file system.
+
+    Raises:
+        ValueError: the disk or a quota is full.
     """
     temporary = (within or target.parent) / f"{target.name}.tmp-{secrets.token_hex(4)}"
     _remove_abandoned(temporary.parent, target.name)
@@ -65,6 +72,13 @@ def written_atomically(target: Path, within: Path | None = None) -> Iterator[Pat
             if not target.is_dir():
                 raise
         sync(target.parent)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ValueError(
+            f"the cache {cache_path('.')} takes no more ({error.strerror}); make room there, or set JUMOK_CACHE to a "
+            f"folder elsewhere"
+        ) from error
     finally:
         _remove(temporary)
 
@@ -73,11 +87,14 @@ def file_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
     """`compute()`, remembered under `name` for as long as the file at `path` keeps its size and times of change.
 
     Of the two times, programs that copy set the one of the content as they like, and none sets the other. Hashing
-    gigabytes anew at every start would cost minutes. Files that are not local are asked anew.
+    gigabytes anew at every start would cost minutes. What is known of files that are not local is remembered by this
+    process alone: stores tell less of a change, and some of them no time.
     """
+    if "://" in path:
+        return _remote_fact(path, name, compute)
     try:
         status = os.stat(path)
-    except OSError:  # remote, or gone, which `compute` will say
+    except OSError:  # gone, which `compute` will say
         return compute()
     identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     memo = f"{digest_of(*identity)}-{name}.json"
@@ -91,6 +108,20 @@ def file_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
         with suppress(ValueError, OSError), written_atomically(cache_folder(folder) / memo) as temporary:
             temporary.write_text(json.dumps({"file": identity, "value": value}))
     return value
+
+
+_remote_facts: dict[tuple[str, str, int, int], Any] = {}
+
+
+def _remote_fact(path: str, name: str, compute: Callable[[], Any]) -> Any:
+    try:
+        status = epath.Path(path).stat()
+    except OSError:  # gone, which `compute` will say
+        return compute()
+    key = path, name, status.length, status.mtime
+    if key not in _remote_facts:
+        _remote_facts[key] = compute()
+    return _remote_facts[key]
 
 
 def sync(path: Path) -> None:

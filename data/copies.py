@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,15 +125,16 @@ def _copy(folder: Path, what: str, records: _Records, total: int, progress: Prog
         done = state["records"]
         records.load_state_dict(state["next"])
     remaining = _guarded(records, what)
-    for record in remaining:
+    for first in remaining:
         with written_atomically(folder / _name(files)) as temporary, temporary.open("wb") as file:
-            written = file.write(_line(record, what, done))
-            done += 1
-            while written < _FILE_BYTES and (record := next(remaining, None)) is not None:
+            written = 0
+            for record in chain([first], remaining):
                 written += file.write(_line(record, what, done))
                 done += 1
                 if progress and total and done % 1024 == 0:
                     progress(done, total)
+                if written >= _FILE_BYTES:
+                    break
         with written_atomically(folder / _state_name(files)) as temporary:
             temporary.write_text(json.dumps({"records": done, "next": records.state_dict()}))
         files += 1

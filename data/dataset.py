@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.cache import cache_folder, digest_of, written_atomically
+from data.cache import cache_folder, cache_path, digest_of, written_atomically
 from data.fitting import FittedRows, TooLong
 from data.foreign_files import is_foreign
 from data.foreign_shards import open_foreign
@@ -40,8 +40,8 @@ class DataConfig:
 
     Attributes:
         path: a file, folder or glob: .txt, .md (a document a file), .jsonl, .json, .csv, .tsv, .parquet (a document a
-            record), each also .gz or .zst; ready shards, .bin of nanoGPT or Megatron; hub:NAME, a Hugging Face dataset;
-            module:name, your own source; or "embedded", text that Python carries.
+            record), each but the last also .gz or .zst; ready shards, .bin of nanoGPT, llm.c or Megatron; hub:NAME, a
+            Hugging Face dataset; module:name, your own source; or "embedded", text that Python carries.
         valid_path: the same as `path` for validation; without it a tenth is held out.
         mixture: several sources in place of `path`, each NAME=WEIGHT:PATH, or NAME=2epochs:PATH.
         source_path: of parallel files, the lines that are given; with `target_path`, in place of `path`.
@@ -407,10 +407,10 @@ def _make_tokenizer(
             return CharacterTokenizer.of(texts((*train, valid)), roles)
         case "sentencepiece":
             digests = [source.digest for source in train]
-            folder = cache_folder("tokenizers") / digest_of("sentencepiece bpe 2", digests, vocab_size, seed, roles)
-            if not folder.exists():
+            folder = cache_path("tokenizers") / digest_of("sentencepiece bpe 2", digests, vocab_size, seed, roles)
+            if not folder.exists():  # what is there is only read, and the cache may be read-only
                 trained = train_sentencepiece(texts(train), vocab_size, seed=seed, roles=roles)
-                with written_atomically(folder) as temporary:
+                with written_atomically(cache_folder("tokenizers") / folder.name) as temporary:
                     trained.save(temporary)
             return load_tokenizer(folder)
         case path:

@@ -166,7 +166,7 @@ class PlannedRows(ABC):
             documents_file, offsets_file, bounds_file = (
                 files.enter_context((folder / f"{name}.bin").open("wb")) for name in _COLUMNS
             )
-            np.zeros(1, np.int64).tofile(bounds_file)
+            bounds_file.write(np.zeros(1, np.int64).data)
             for documents in _chunks(self.corpus):
                 sizes, least = self.sizes(documents)
                 whole, rest = _pieces(sizes, least, self._capacities, too_long)
@@ -174,9 +174,9 @@ class PlannedRows(ABC):
                 order = np.argsort(fitted, kind="stable")[np.count_nonzero(fitted < 0) :]
                 counts = np.concatenate([np.bincount(fitted[order]), np.ones(whole.sum(), np.int64)])
                 offsets = np.concatenate([whole[order], ranges(np.zeros_like(whole), whole)]) * self._capacities[0]
-                np.concatenate([documents[order], np.repeat(documents, whole)]).tofile(documents_file)
-                offsets.tofile(offsets_file)
-                (pieces + np.cumsum(counts)).tofile(bounds_file)
+                documents_file.write(np.concatenate([documents[order], np.repeat(documents, whole)]).data)
+                offsets_file.write(offsets.data)
+                bounds_file.write((pieces + np.cumsum(counts)).data)
                 pieces, rows = pieces + int(counts.sum()), rows + len(counts)
                 left = whole[:, None] * self._capacities + rest
                 is_left = left.any(1)

@@ -8,6 +8,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from data.shards import Shard
 _CHUNK = 1 << 20  # entries of an index that are looked at together
 _LLM_C = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic: version, tokens
 _LLM_C_HEADER = 256 * 4
+# How the names of all three say which text is in a file.
+_NAMED = re.compile(r"(?P<before>(?:.*[/_-])?)(?P<text>train|val)(?P<rest>[_-][^/]*)?")
 _INDEX_MAGIC = b"MMIDIDX\0\0"
 _INDEX_HEADER = np.dtype(
     [("magic", "V9"), ("version", "<u8"), ("type", "u1"), ("sequences", "<u8"), ("documents", "<u8")]
@@ -132,13 +135,7 @@ def find_foreign(path: str) -> list[ForeignFile]:
     stems = sorted({file[:-4] for file in listed if file.endswith((".bin", ".idx"))})
     if not stems:
         raise ValueError(f"{path} holds no ready shards; give .bin files of nanoGPT, llm.c or Megatron")
-    for stem in stems:
-        folder, name = os.path.split(stem)
-        if name == "train" and (held_out := os.path.join(folder, "val")) in stems:
-            raise ValueError(
-                f"{path} holds training and validation text, {stem}.bin and {held_out}.bin; name the one with "
-                f"--data.path {stem}.bin and the other with --data.valid-path {held_out}.bin"
-            )
+    _refuse_both_texts(path, stems)
     indexed = [os.path.isfile(f"{stem}.idx") for stem in stems]
     for stem, has_index in zip(stems, indexed, strict=True):
         if not os.path.isfile(f"{stem}.bin"):
@@ -151,6 +148,25 @@ def find_foreign(path: str) -> list[ForeignFile]:
         _with_index(stem) if has_index else _plain(f"{stem}.bin")
         for stem, has_index in zip(stems, indexed, strict=True)
     ]
+
+
+def _refuse_both_texts(path: str, stems: list[str]) -> None:
+    """Refuses train.bin with val.bin, and fineweb_train_000001.bin with fineweb_val_000000.bin.
+
+    Raises:
+        ValueError: with the names that say which is which.
+    """
+    texts: dict[str, dict[str, str]] = {}
+    for parts in filter(None, map(_NAMED.fullmatch, stems)):
+        name = parts["before"] + parts["text"] + ("*" if parts["rest"] else "")
+        texts.setdefault(parts["before"], {})[parts["text"]] = f"{name}.bin"
+    for both in texts.values():
+        if len(both) == 2:
+            train, held_out = both["train"], both["val"]
+            raise ValueError(
+                f"{path} holds training and validation text, {train} and {held_out}; name the one with "
+                f'--data.path "{train}" and the other with --data.valid-path "{held_out}"'
+            )
 
 
 def _plain(path: str) -> ForeignFile:

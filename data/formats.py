@@ -72,7 +72,10 @@ class Format(ABC):
 
     @abstractmethod
     def last_tenth(self, part: Part) -> int | None:
-        """The place where about a last tenth of the whole file begins; None where it is too small for one."""
+        """The place where about a last tenth of the whole file begins; None where it is too small for one.
+
+        Of a compressed file it is remembered, since all of it is read for that.
+        """
 
     def is_divisible(self, part: Part) -> bool:
         """Whether the part's pieces can be read apart, without each reading all that lies before it."""
@@ -120,17 +123,21 @@ class _Text(Format):
 
     def last_tenth(self, part: Part) -> int | None:
         """After a line feed where one is near, or else before a character."""
-        size = self.length(part)
-        if size < 2:
-            return None
-        target = max(1, size * 9 // 10)
-        with opened(part.path, target) as (content, _):
-            after = content.read(_NEAR)
-        line_feed = after.find(b"\n", 0, size - target - 1)  # not the very last one
-        if line_feed >= 0:
-            return target + line_feed + 1
-        first = next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), None)
-        return target + first if first is not None else None
+
+        def find() -> int | None:
+            size = self.length(part)
+            if size < 2:
+                return None
+            target = max(1, size * 9 // 10)
+            with opened(part.path, target) as (content, _):
+                after = content.read(_NEAR)
+            line_feed = after.find(b"\n", 0, size - target - 1)  # not the very last one
+            if line_feed >= 0:
+                return target + line_feed + 1
+            first = next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), None)
+            return target + first if first is not None else None
+
+        return file_fact(part.path, "tenth-text", find) if is_compressed(part.path) else find()
 
     def _place_from(self, part: Part, target: int) -> int | None:
         """After a run of line feeds, which no token crosses where `Tokenizer.cuts`."""
@@ -235,17 +242,21 @@ class _JsonLines(_Records):
 
     def last_tenth(self, part: Part) -> int | None:
         """After the line that the target lies in; or before the last record, where none follows."""
-        target = max(1, self.length(part) * 9 // 10)
-        with opened(part.path, target - 1) as (content, _):
-            place = target - 1 + len(content.readline())
-            follows = any(line.strip() for line in content)
-        with opened(part.path) as (content, _):
-            starts = _starts_of_lines(content)
-            first = next(starts, None)
-            if follows and first is not None and first < place:
-                return place
-            last = deque(starts, maxlen=1)
-        return last[0] if last else None
+
+        def find() -> int | None:
+            target = max(1, self.length(part) * 9 // 10)
+            with opened(part.path, target - 1) as (content, _):
+                place = target - 1 + len(content.readline())
+                follows = any(line.strip() for line in content)
+            with opened(part.path) as (content, _):
+                starts = _starts_of_lines(content)
+                first = next(starts, None)
+                if follows and first is not None and first < place:
+                    return place
+                last = deque(starts, maxlen=1)
+            return last[0] if last else None
+
+        return file_fact(part.path, "tenth-lines", find) if is_compressed(part.path) else find()
 
     def _records(self, part: Part, reading: Reading | None) -> Iterator[tuple[int, bytes, int]]:
         place, stop = part.start, sys.maxsize if part.stop is None else part.stop

@@ -145,7 +145,7 @@ def _found(source: Source) -> _Labels:
         names, numbers = _read(source)
         with written_atomically(cache_folder("labels") / folder.name) as temporary:
             temporary.mkdir()
-            numbers.astype("<i8").tofile(temporary / "numbers.bin")
+            (temporary / "numbers.bin").write_bytes(numbers.astype("<i8").data)
             (temporary / "index.json").write_text(json.dumps({"documents": len(numbers), "names": names}) + "\n")
     try:
         index = json.loads((folder / "index.json").read_text())

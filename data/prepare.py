@@ -141,7 +141,9 @@ def _write_index(plan: Plan) -> None:
     refusals = [sentence for record in records for sentence in record["refusals"]][:REFUSALS_KEPT]
     if not total["documents"]:
         why = f" that can be read ({refusals[0]})" if refusals else ""
-        raise ValueError(f"{plan.name} holds no text{why}; give a file with some")
+        first = plan.pieces[0]
+        remedy = f"pass {first.valid_options}" if first.is_held_out else "give a file with some"
+        raise ValueError(f"{plan.name} holds no text{why}; {remedy}")
     columns = list(DOCUMENT_COLUMNS)
     if total["given"] == total["documents"]:  # start tokens alone, which takes no column to say
         columns.remove("given")

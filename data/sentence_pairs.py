@@ -79,7 +79,8 @@ class SentencePairRows(Rows):
 
     def _stretches(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         documents = self._documents(indices)
-        first, count, size = self._bounds[documents], np.diff(self._bounds)[documents], self._sizes(documents)
+        first, size = self._bounds[documents], self._sizes(documents)
+        count = self._bounds[documents + 1] - first
         begins, stops = ((indices - first + more) * size // count for more in (0, 1))
         text = self.corpus.windows(self.corpus.document_starts[documents] + 1 + begins, self.room).astype(np.int32)
         sizes = (stops - begins).astype(np.int32)

@@ -143,9 +143,22 @@ class Source:
                 return cls(tuple(map(_part_from, parts)), _reading_from(reading))
         raise _no_source(value)
 
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it is what `split_source` holds out of files, rather than whole files."""
+        return self.parts[0].start > 0 or bool(self.parts[0].held_out)
+
+    @property
+    def valid_options(self) -> str:
+        """What names validation text of this kind, so that none has to be held out."""
+        if self.parts[0].paired is not None:
+            return "--data.valid-source-path FILE and --data.valid-target-path FILE"
+        return "--data.valid-path FILE"
+
     def __str__(self) -> str:
         names = [part.path for part in self.parts]
-        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+        files = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+        return f"the held-out part of {files}" if self.is_held_out else files
 
     def format(self, part: Part) -> Format:
         """How a part's file is read."""
@@ -268,7 +281,7 @@ def split_source(source: Source) -> tuple[Source, Source]:
         if any(next(replace(source, parts=parts).labels(), None) is None for parts in (train, valid)):
             raise ValueError(
                 f"{source} holds too few documents to hold out a tenth of them for validation; give more, "
-                f"or pass --data.valid-path FILE"
+                f"or pass {source.valid_options}"
             )
     elif others:
         train, valid = _split_files(source)
@@ -277,7 +290,7 @@ def split_source(source: Source) -> tuple[Source, Source]:
         if place is None:
             raise ValueError(
                 f"{only.path} is too small to hold out a tenth of it for validation; give more text, "
-                f"or pass --data.valid-path FILE"
+                f"or pass {source.valid_options}"
             )
         train, valid = (replace(only, stop=place),), (replace(only, start=place),)
     return replace(source, parts=train), replace(source, parts=valid)

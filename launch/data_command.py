@@ -6,7 +6,7 @@ from typing import Any, Literal
 import tyro
 from etils import epath
 
-from data.cache import cache_folder
+from data.cache import cache_path
 from data.dataset import Dataset
 from data.engines import prepare_with_ray
 from data.mixture import HELD_OUT
@@ -49,11 +49,13 @@ def prepare(config: Prepare, console: Console) -> dict[str, Any]:
     console.say(
         f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids; {tokenizer.loss or 'it is lossless'}"
     )
-    folder = cache_folder("corpora")
+    folder = cache_path("corpora")
     if all(corpus.text_is_counted for corpus in texts.values()):
         console.say(f"the tokens are in {folder}")
+    first = dataset.corpora[0]
     return {
-        "path": str(folder / dataset.corpora[0].digest),
+        # Ready shards are read where they lie.
+        "path": str(folder / first.digest) if first.text_is_counted else dataset.portions[0].path,
         "tokens": sum(corpus.num_tokens for corpus in dataset.corpora),
         "documents": sum(corpus.num_documents for corpus in dataset.corpora),
         "digest": dataset.digest,

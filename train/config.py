@@ -151,7 +151,7 @@ _LEAST = {
     "evaluate.tokens": 0,
     "sample.tokens": 0,
     "sample.every": 0,
-    "profile.start": 0,
+    "profile.start": 1,
     "profile.steps": 0,
 }
 

@@ -1,6 +1,7 @@
 """What a run is measured by: its held-out data, scored as its objective says."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,6 +11,7 @@ from data.images import ImageDataset
 from model.parameters import Params
 from train.config import RunConfig
 from train.load import preparation_of
+from train.memory import explained_beside_steps
 from train.objectives.objective import WindowObjective
 from train.objectives.table import make_objective
 from train.perplexity import PerplexityMeter
@@ -52,13 +54,20 @@ class HeldOut:
                 return rows_meter.score(params, rows, prepare, limit=-(-limit // tokens_a_row), between=between)
 
         self._score = score
+        self._explained = partial(
+            explained_beside_steps,
+            f"scoring held-out data, {batch_size} rows at a time",
+            f"a larger --micro-batches than {config.micro_batches} makes them fewer, and --mesh.fsdp and --mesh.tensor "
+            "split the model over more devices",
+        )
 
     def score(self, params: Params, limit: int = 0, between: Between = lambda: None) -> dict[str, Any]:
         """The figures of the held-out data, or of about their first `limit` tokens (images, where there are no tokens).
 
         `between` is called between batches: what it raises breaks the scoring off.
         """
-        return self._score(params, limit, between)
+        with self._explained():
+            return self._score(params, limit, between)
 
 
 def summary(figures: Mapping[str, float]) -> str:

@@ -70,6 +70,17 @@ def explained(program: Program, row: Mapping[str, np.ndarray], needed: int, cons
         raise RuntimeError(f"a device has run out of memory: beside all else, {said}") from error
 
 
+@contextlib.contextmanager
+def explained_beside_steps(what: str, remedy: str) -> Iterator[None]:
+    """Raises RuntimeError, with a remedy, where a device runs out of memory in what a run does beside its steps."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise RuntimeError(f"a device has run out of memory while {what}; {remedy}") from error
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 

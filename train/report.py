@@ -26,6 +26,7 @@ from train.metrics import Metrics, ProgressLine
 from train.program import Program, tokens_per_row
 from train.ramp import Turn
 from train.run_directory import RunDirectory
+from train.spikes import Diverged
 from train.step import Metrics as StepMetrics
 from train.time_use import TimeUse
 from train.units import size
@@ -33,10 +34,6 @@ from train.watchdog import Watchdog
 
 # TensorBoard names of the step's metrics that are not simply "learning/" and their own.
 _CURVES = {"learning_rate": "learning/current_learning_rate"}
-
-
-class Diverged(RuntimeError):
-    """Too many steps in a row had gradients that were not finite."""
 
 
 def describe_start(program: Program, compiled: Any, step: int) -> dict[str, Any]:
@@ -124,7 +121,11 @@ def describe_mixture(console: Console, loader: Loader, examples_seen: int) -> No
 
 
 class Profile:
-    """While entered, writes an XProf trace of the configured steps into the run's tensorboard folder."""
+    """While entered, writes an XProf trace of the configured steps into the run's tensorboard folder.
+
+    Devices run behind the host, which waits for them where the trace begins and ends: it holds these steps whole, and
+    no others.
+    """
 
     def __init__(self, config: ProfileConfig, run: RunDirectory):
         self._config, self._folder, self._tracing = config, str(run.tensorboard), False
@@ -135,11 +136,13 @@ class Profile:
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
-    def of(self, step: int) -> AbstractContextManager[Any]:
-        """What surrounds a step: its name in the trace."""
-        if step == self._config.start + self._config.steps:
+    def of(self, step: int, state: Any) -> AbstractContextManager[Any]:
+        """What surrounds a step, which begins from `state`: its name in the trace."""
+        if step == self._config.start + self._config.steps and self._tracing:
+            jax.block_until_ready(state)
             self._stop()
         elif step == self._config.start and self._config.steps:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)

@@ -103,6 +103,11 @@ class RunDirectory:
                 return isinstance(error, BlockingIOError)
         return False
 
+    def holders(self) -> list[tuple[str | None, int | None]]:
+        """Who wrote each kind of lock last, as far as can be seen from here: a host and the number of its process."""
+        said = [_read_holder(self.path / name) for name in ("lock", "heartbeat.json")]
+        return [(each.get("host"), each.get("pid")) for each in said]
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
         """Holds the folder, creating it, as its only writer; of a run's many processes the first holds it for all.
@@ -301,6 +306,7 @@ def _flock(folder: epath.Path) -> Iterator[bool]:
             with _refusing(folder):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json_text(_identity()).encode(), 0)
+                os.fsync(descriptor)  # other hosts look at it
         yield locked
     finally:
         os.close(descriptor)

@@ -11,6 +11,7 @@ from model.decode import Sampling
 from model.parameters import Params
 from train.config import SampleConfig
 from train.generate import Writer, read_prompt, room_after
+from train.memory import explained_beside_steps
 from train.run_directory import RunDirectory, count_of, first_line, read_rows, write_rows
 from train.state import Blueprint
 
@@ -58,10 +59,11 @@ class Samples:
         """
         prompt, text = self._config.prompt, ""
         show(prompt)
-        writer = Writer(self._plan, params, self._tokenizer, self._mesh)
-        for piece, _ in writer.write([prompt], self._tokens, self._sampling, self._seed):
-            show(piece)
-            text += piece
+        with explained_beside_steps("writing a sample", "--sample.every 0 and --sample.tokens 0 leave samples out"):
+            writer = Writer(self._plan, params, self._tokenizer, self._mesh)
+            for piece, _ in writer.write([prompt], self._tokens, self._sampling, self._seed):
+                show(piece)
+                text += piece
         if jax.process_index() == 0:
             self._keep({"step": step, "prompt": prompt, "text": text})
 

@@ -38,28 +38,33 @@ class Spike(RuntimeError):
         self.position = position
 
 
+class Diverged(RuntimeError):
+    """What is learned comes to nothing: too many spikes, or steps in a row whose gradients were not finite."""
+
+
 class SpikeWatch:
     """Judges each step's loss by those before it: a function of these alone, so that a run repeats exactly.
 
     Args:
         config: what a spike is.
         losses: those before the first step, as `record` gave them.
+        rewound: how often this start of the run has gone back before.
     """
 
-    def __init__(self, config: SpikeConfig, losses: Sequence[float] = ()):
-        self._config = config
+    def __init__(self, config: SpikeConfig, losses: Sequence[float] = (), rewound: int = 0):
+        self._config, self._rewound = config, rewound
         self._losses = deque(losses, maxlen=_REMEMBERED)
         self._waiting: list[tuple[Turn, jax.Array]] = []
 
     def after(self, turn: Turn, loss: jax.Array) -> None:
-        """Takes a step's loss, still on the devices; raises Spike for one before."""
+        """Takes a step's loss, still on the devices; raises, as `settle` does, for one before."""
         if self._config.deviations:
             if len(self._waiting) >= _AT_ONCE:
                 self.settle()
             self._waiting.append((turn, loss))
 
     def settle(self) -> None:
-        """Judges all that were taken; raises Spike at the first that is one."""
+        """Judges all that were taken; raises Spike at the first that is one, and Diverged where it is one too many."""
         waiting, self._waiting = self._waiting, []
         losses = jax.device_get([loss for _, loss in waiting])
         for (turn, _), loss in zip(waiting, losses, strict=True):
@@ -77,5 +82,11 @@ class SpikeWatch:
             deviation = statistics.median(abs(other - median) for other in self._losses)
             deviation = max(deviation, _STEADY * abs(median))
             if loss - median > self._config.deviations * deviation:
-                raise Spike(turn.step, loss, median, turn.position + (1 + self._config.skip) * turn.rows)
+                spike = Spike(turn.step, loss, median, turn.position + (1 + self._config.skip) * turn.rows)
+                if self._rewound < self._config.limit:
+                    raise spike
+                raise Diverged(
+                    f"{spike}, and this start of the run has gone back {self._rewound} times before; begin anew with a "
+                    "lower --optimizer.learning-rate, or go on with a higher --spikes.limit"
+                )
         self._losses.append(loss)

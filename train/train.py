@@ -39,14 +39,14 @@ from train.held_out import HeldOut, summary
 from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
 from train.memory import compile_that_fits, explained, step_bytes
 from train.mesh import make_mesh, place_batch
-from train.metrics import Metrics, ProgressLine, begin_wandb, find_wandb, first_row
+from train.metrics import Metrics, ProgressLine, WandbRun, find_wandb, first_row
 from train.objectives.objective import WindowObjective
 from train.page.page import Page
 from train.perplexity import unigram_score
 from train.program import Program
 from train.ramp import Turn
 from train.replicas import ReplicaCheck
-from train.report import Diverged, Profile, StepReport, announce, describe_mixture, describe_start, drawn
+from train.report import Profile, StepReport, announce, describe_mixture, describe_start, drawn
 from train.run_directory import RunDirectory, is_local, read_rows, write_rows, writing
 from train.samples import Samples
 from train.signals import Stopped, StopRequest
@@ -65,23 +65,22 @@ def main(config: RunConfig, console: Console) -> dict[str, Any]:
     began, position, rewound = console.began, 0, 0
     while True:
         try:
-            return _train(config, console, began, position)
+            return _train(config, console, began, position, rewound)
         except Spike as spike:
-            if rewound == config.spikes.limit:
-                raise Diverged(
-                    f"{spike}, and this start of the run has gone back {config.spikes.limit} times before; begin anew "
-                    "with a lower --optimizer.learning-rate, or go on with a higher --spikes.limit"
-                ) from None
             console.say(f"{spike}; the run goes back to its newest checkpoint, and on with the data behind the spike")
             began, position, rewound = time.time(), spike.position, rewound + 1
 
 
-def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> dict[str, Any]:
-    """Trains from where the run directory stands, at the earliest from the data position `skip_to` on."""
+def _train(config: RunConfig, console: Console, began: float, skip_to: int, rewound: int) -> dict[str, Any]:
+    """Trains from where the run directory stands, at the earliest from the data position `skip_to` on.
+
+    Raises Spike where the run has to go back, which it has done `rewound` times.
+    """
     time_use = TimeUse(began)
     console.quiet = console.quiet or jax.process_index() > 0
     run = RunDirectory(config.folder)
     resumes = run.exists()
+    agree(run_directory=resumes)
     source = None
     if config.starts_from and resumes:
         config = with_model(config, from_json(RunConfig, run.read_config(), str(run.config)).model)
@@ -105,11 +104,22 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             samples = Samples(
                 config.sample, program.plan, dataset.tokenizer, program.mesh, run, config.seed, console.say
             )
+        row = {name: array[0] for name, array in program.inputs(loader.rows_for(0, range(1))).items()}
+    agree(data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
+    console.write_traceback = run.write_traceback
+
+    def compile_whole() -> Any:
+        with time_use.of("compile"), together():
+            return compile_that_fits(program, row, console)
+
+    # One program, compiled before the first step, so that what it needs is known before anything runs; of a new run
+    # before anything is written, since what does not fit is refused.
+    whole = None if resumes else compile_whole()
 
     with ExitStack() as open_things:
         with together():
             lock_is_ours = open_things.enter_context(run.lock())
-        console.write_traceback = run.write_traceback
+        agree(run_directory=run.holders())  # or each would write its part of a checkpoint to a disk of its own
         if run.exists() != resumes:
             raise ValueError(f"another process began {run} in this moment; the same command goes on with it")
         checkpoints = open_things.enter_context(
@@ -146,19 +156,21 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
             checkpoints.give_up_after(step)  # or the next start would go on from before the spike again
             left_out, begin = [*left_out, [begin, skip_to]], skip_to
             state = replace(state, examples_seen=jax.device_put(np.uint32(begin), state.examples_seen.sharding))
-        agree(step=step, data=dataset.digest, configuration=replace(config, cluster=ClusterConfig()))
+        agree(step=step)
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
             console.say(f"{run}: nothing left to do, {step} of {config.steps} steps are done")
             return _result(run, config, record, loader)
 
-        # One program, compiled before the first step, so that what it needs is known before anything runs.
-        with time_use.of("compile"):
-            with together():
-                row = {name: array[0] for name, array in program.inputs(loader.rows_for(0, range(1))).items()}
-            whole = compile_that_fits(program, row, console)
-            compiled = {rows: program.compile_step(row, rows) for rows in config.batches.between(step + 1, last)}
-        compiled[config.batch_size], start = whole, describe_start(program, whole, step)
+        if whole is None:
+            whole = compile_whole()
+        compiled = {config.batch_size: whole}
+        if smaller := config.batches.between(step + 1, last):
+            with time_use.of("compile"), console.progress("compiling the steps of smaller batches") as progress:
+                for done, rows in enumerate(smaller):
+                    progress(done, len(smaller))
+                    compiled[rows] = program.compile_step(row, rows)
+        start = describe_start(program, whole, step)
         announce(
             console,
             program,
@@ -177,12 +189,12 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
                 write_rows(run.starts, [*read_rows(run.starts), start])
 
         stop_request = open_things.enter_context(StopRequest())
-        their_run = begin_wandb(wandb, run, config.name, to_json(config)) if wandb else None
+        their_run = WandbRun(wandb, run, config.name, to_json(config), console.say) if wandb else None
         metrics = open_things.enter_context(Metrics(run, step, tensorboard=config.log.tensorboard, wandb=their_run))
         line = open_things.enter_context(ProgressLine(last, step))
         watchdog = open_things.enter_context(Watchdog(run, config.hang_seconds))
         report = StepReport(config, row, metrics, line, watchdog, time_use, step, begin)
-        spikes = SpikeWatch(config.spikes, record.get("losses", ()))
+        spikes = SpikeWatch(config.spikes, record.get("losses", ()), rewound)
         replicas = ReplicaCheck(program.mesh, program.abstract, config.replicas_every)
         held_out = HeldOut(config, program.plan, program.mesh, dataset, config.batch_size // config.micro_batches)
         profile = open_things.enter_context(Profile(config.profile, run))
@@ -207,7 +219,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int) -> d
         for turn, batch in batches:
             step = turn.step
             watchdog.begins(step)
-            with profile.of(step):
+            with profile.of(step, state):
                 state, step_metrics = compiled[turn.rows](state, batch)
             report.after(turn, step_metrics)
             spikes.after(turn, step_metrics["loss"])

@@ -9,9 +9,8 @@ spelled out here and not there.)
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,7 @@ class LibraryTokenizer(Tokenizer):
 
     kind = "tokenizers"
     _PART = 1 << 18  # characters: short parts encode faster, in less memory, and on all cores
+    _TOGETHER = 1 << 22  # characters, of which the library takes about 60 bytes each until they are ids
 
     def __init__(self, files: Mapping[str, bytes]):
         try:
@@ -124,16 +124,14 @@ class LibraryTokenizer(Tokenizer):
         return hashlib.sha256(self.tokenizer_json).hexdigest(), self.specials
 
     def _encode(self, texts: Sequence[str], threads: int | None) -> list[np.ndarray]:
-        parts = [list(self._parts(text)) for text in texts]
-        whole = [part for of_text in parts for part in of_text]
-        batches = [[part] for part in whole] if threads == 1 else [whole]
+        tokens: list[list[np.ndarray]] = [[] for _ in texts]
+        parts = ((number, part) for number, text in enumerate(texts) for part in self._parts(text))
         with _errors_said("the tokenizers library cannot encode a text by this tokenizer.json"):
-            tokens = (
-                self._spelled(np.array(encoding.ids, np.int32))
-                for batch in batches
-                for encoding in self._library.encode_batch_fast(batch, add_special_tokens=False)
-            )
-            return [np.concatenate(list(islice(tokens, len(of_text)))) for of_text in parts]
+            for group in _groups(parts, 0 if threads == 1 else self._TOGETHER):
+                encodings = self._library.encode_batch_fast([part for _, part in group], add_special_tokens=False)
+                for (number, _), encoding in zip(group, encodings, strict=True):
+                    tokens[number].append(self._spelled(np.array(encoding.ids, np.int32)))
+        return list(map(np.concatenate, tokens))
 
     def _parts(self, text: str) -> Iterator[str]:
         """The parts of a text that are encoded apart: it is divided before single spaces between words."""
@@ -181,6 +179,20 @@ class LibraryTokenizer(Tokenizer):
         decoder = self._library.decoder
         with _errors_said("the tokenizers library cannot decode by this tokenizer.json"):
             return " ".join(names) if decoder is None else decoder.decode(names)
+
+
+def _groups(parts: Iterable[tuple[int, str]], size: int) -> Iterator[list[tuple[int, str]]]:
+    """The parts of numbered texts in their order, as many together as come to `size` characters."""
+    group: list[tuple[int, str]] = []
+    held = 0
+    for number, part in parts:
+        group.append((number, part))
+        held += len(part)
+        if held >= size:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _growth(step: Any) -> float:

@@ -6,9 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
+from etils.epath import backend
+from object_store import ObjectStore
 
 from data import cache
 from data.cache import cache_folder, cache_path, file_fact, written_atomically
+from data.fitting import FittedRows
+from data.labelled import find_classes
+from data.prepare import prepare_corpus
+from data.reading import Reading
+from data.sources import open_source
+from data.tokenizers.plain import ByteTokenizer
 
 pytestmark = pytest.mark.core
 
@@ -82,6 +90,20 @@ def test_facts_are_remembered_until_the_file_changes(tmp_path):
     assert file_fact(str(path), "fact", fact) == 6
 
 
+def test_facts_of_a_file_elsewhere_are_remembered_by_the_process(monkeypatch):
+    store, path = ObjectStore(), "gs://bucket/file"
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
+    monkeypatch.setattr(cache, "_remote_facts", {})
+    store.write("/bucket/file", b"one")
+    assert file_fact(path, "fact", lambda: "first") == "first"
+    assert file_fact(path, "fact", lambda: pytest.fail("asked again")) == "first"
+    assert file_fact(path, "another fact", lambda: "other") == "other"
+    store.write("/bucket/file", b"three")
+    assert file_fact(path, "fact", lambda: "second") == "second"
+    store.store.clear()
+    assert file_fact(path, "fact", lambda: "gone") == "gone"
+
+
 def test_damaged_memory_is_no_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)
@@ -117,6 +139,29 @@ def test_a_full_disk_forgets_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)
     assert file_fact(str(tmp_path / "file"), "fact", lambda: "not kept") == "not kept"
     assert not list(cache_path("files").glob("??/*"))
+
+
+def test_a_full_disk_is_said_whatever_is_written(tmp_path, monkeypatch):
+    path, really_open = tmp_path / "a.jsonl", Path.open
+    path.write_text('{"text": "some text", "label": "one"}\n' * 9 + '{"text": "more", "label": "two"}\n')
+    plain, labelled = open_source(str(path)), open_source(str(path), Reading(label_column="label"))
+    corpus = prepare_corpus(plain, ByteTokenizer())
+
+    def full(path, mode="r", **options):
+        return really_open(Path("/dev/full") if mode == "wb" else path, mode, **options)
+
+    monkeypatch.setenv("JUMOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "open", full)
+    for write in (
+        lambda: prepare_corpus(plain, ByteTokenizer(), workers=1),
+        lambda: find_classes(labelled),
+        lambda: FittedRows(corpus, 32, "isolated", 256),
+    ):
+        with pytest.raises(ValueError, match=r"takes no more \(No space left on device\); make room there, or set"):
+            write()
+    assert not list((tmp_path / "cache").glob("**/*.tmp-*"))
+    with pytest.raises(OSError, match="torn"), written_atomically(tmp_path / "file"):
+        raise OSError(errno.EIO, "torn")
 
 
 def test_where_the_cache_lies(tmp_path, monkeypatch):

@@ -127,6 +127,10 @@ def test_code_is_only_run_where_it_is_allowed(module):
             "def make(): return ['a', {'b': [1]}]",
             r"item 1 of own_\w+:make has no column of text or numbers; found 'b' \(l",
         ),
+        (
+            "class make(list):\n  digest = '1'\n  def __init__(self): super().__init__(['a', None, 'b'])",
+            r"item 1 of own_\w+:make is neither a text nor a dict of columns but NoneType",
+        ),
         ("def make(): return [{}]", r"item 0 of own_\w+:make has no column of text or numbers; found none"),
         ("def make(): return {0: 'a', 2: 'b'}", r"own_\w+:make cannot be read \(KeyError: 1\); mend it, or run again"),
         ("def make(): return 1 / 0", r"own_\w+:make fails \(ZeroDivisionError: division by zero\); mend it"),

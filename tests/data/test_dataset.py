@@ -1,6 +1,7 @@
 """A configuration becomes tokenized text, and what doesn't fit is refused in a sentence."""
 
 import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -76,6 +77,7 @@ def test_a_trained_tokenizer_is_cached(text_file, monkeypatch):
     config = DataConfig(text_file, tokenizer="sentencepiece")
     first = prepare_dataset(config, 310, 0).tokenizer
     monkeypatch.setattr(dataset, "train_sentencepiece", lambda *_, **__: pytest.fail("trained twice"))
+    monkeypatch.setattr(dataset, "cache_folder", lambda name: pytest.fail("asked for a folder to write in"))
     assert isinstance(first, SentencePieceTokenizer)
     assert prepare_dataset(config, 310, 0).tokenizer.digest == first.digest
 
@@ -115,6 +117,17 @@ def test_refusals(config, sentence):
         prepare_dataset(config, 257, 0)
 
 
+def test_text_that_is_held_out_is_named_as_such(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "some text"}\n' * 18 + '{"text": ""}\n' * 2)
+    sentence = rf"^the held-out part of {path} holds no text; pass --data.valid-path FILE$"
+    with pytest.raises(ValueError, match=sentence):
+        prepare_dataset(DataConfig(str(path)), 257, 0)
+    path.write_text('{"text": ""}\n' * 20)
+    with pytest.raises(ValueError, match=rf"^{path} holds no text; give a file with some$"):
+        prepare_dataset(DataConfig(str(path)), 257, 0)
+
+
 def test_vocabularies_that_do_not_fit(text_file, english, tmp_path):
     with pytest.raises(
         ValueError,
@@ -139,13 +152,18 @@ def test_a_tokenizer_that_cannot_be_run(text_file, tmp_path):
         prepare_dataset(DataConfig(text_file, tokenizer=str(tmp_path)), 300, 0)
 
 
-def test_opening_prepared_data_reads_no_text(text_file, monkeypatch):
-    config = DataConfig(text_file)
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl.gz", ".csv.gz"])
+def test_opening_prepared_data_reads_no_text(tmp_path, english, monkeypatch, suffix):
+    lines = {".jsonl.gz": [json.dumps({"text": line}) for line in english.split("\n") if line]}
+    content = "\n".join(lines.get(suffix, ["text", *english.split("\n")])).encode()
+    path = tmp_path / f"english{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     monkeypatch.setattr("data.cache._SETTLED_SECONDS", -1.0)
     monkeypatch.setattr("data.files._REMEMBERED_BYTES", 0)
-    first = prepare_dataset(config, 257, 0)
+    first = prepare_dataset(DataConfig(str(path)), 257, 0)
     monkeypatch.setattr("data.files.chunks", lambda content: pytest.fail("hashed anew"))
-    assert prepare_dataset(config, 257, 0).digest == first.digest
+    monkeypatch.setattr("data.files._inflated", lambda path, stored: pytest.fail("decompressed anew"))
+    assert prepare_dataset(DataConfig(str(path)), 257, 0).digest == first.digest
 
 
 # What is lost or was changed

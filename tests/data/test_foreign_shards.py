@@ -1,5 +1,6 @@
 """Ready shards of others are the corpus that the same documents would make, read where they lie."""
 
+import re
 import struct
 from itertools import pairwise
 
@@ -275,16 +276,36 @@ def test_what_is_foreign(tmp_path):
     assert not is_foreign(str(tmp_path / "empty"))
 
 
-def test_training_and_validation_text_are_not_read_together(tmp_path):
-    for name in ("train", "val"):
+@pytest.mark.parametrize(
+    ("names", "train", "held_out"),
+    [
+        (("train", "val"), "train", "val"),  # nanoGPT's
+        (("TinyStories_train", "TinyStories_val"), "TinyStories_train", "TinyStories_val"),  # llm.c's
+        (  # modded-nanogpt's
+            ("fineweb_train_000001", "fineweb_train_000002", "fineweb_val_000000"),
+            "fineweb_train*",
+            "fineweb_val*",
+        ),
+    ],
+)
+def test_training_and_validation_text_are_not_read_together(tmp_path, names, train, held_out):
+    for name in names:
         write_plain(tmp_path / f"{name}.bin", [1, 2])
-    with pytest.raises(
-        ValueError,
-        match=r"holds training and validation text, .*train.bin and .*val.bin; name the one with "
-        r"--data.path .*train.bin and the other with --data.valid-path .*val.bin",
-    ):
+    train, held_out = f"{tmp_path}/{train}.bin", f"{tmp_path}/{held_out}.bin"
+    sentence = (
+        f"{tmp_path} holds training and validation text, {train} and {held_out}; name the one with "
+        f'--data.path "{train}" and the other with --data.valid-path "{held_out}"'
+    )
+    with pytest.raises(ValueError, match=rf"^{re.escape(sentence)}$"):
         open_foreign(str(tmp_path), ByteTokenizer())
-    assert open_foreign(str(tmp_path / "train.bin"), ByteTokenizer()).num_tokens == 2
+    assert open_foreign(train, ByteTokenizer()).num_tokens == 2 * (len(names) - 1)
+    assert open_foreign(held_out, ByteTokenizer()).num_tokens == 2
+
+
+def test_other_names_do_not_say_that_text_is_for_validation(tmp_path):
+    for name in ("web_train_1", "code_val_1", "train", "valentine"):
+        write_plain(tmp_path / f"{name}.bin", [1, 2])
+    assert open_foreign(str(tmp_path), ByteTokenizer()).num_tokens == 8
 
 
 def test_the_longest_document_is_found_in_parts(tmp_path, monkeypatch):

@@ -434,6 +434,9 @@ def test_pairs_of_files(tmp_path):
         ValueError, match=r"train.en:1, with .*train.ko.gz, has no column 'x'; the columns there are 's"
     ):
         documents(open_pairs(source, target, Reading(response="{x}")))
+    one = write(tmp_path / "one", "1\n")
+    with pytest.raises(ValueError, match=r"or pass --data.valid-source-path FILE and --data.valid-target-path FILE$"):
+        split_source(open_pairs(one, one))
 
 
 def test_several_pairs_of_files(tmp_path):

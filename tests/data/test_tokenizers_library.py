@@ -212,6 +212,30 @@ def test_encoding_in_parts_is_encoding_the_whole(tokenizers, kind, monkeypatch):
             assert one.tolist() == other.tolist(), text
 
 
+def test_a_long_text_is_encoded_a_few_parts_at_a_time(tokenizers, monkeypatch):
+    tokenizer, together = tokenizers["gpt2"], []
+    monkeypatch.setattr(LibraryTokenizer, "_PART", 50)
+    monkeypatch.setattr(LibraryTokenizer, "_TOGETHER", 200)
+
+    class Library:
+        def encode_batch_fast(self, texts, **options):
+            together.append(sum(map(len, texts)))
+            return library.encode_batch_fast(texts, **options)
+
+    text = "The old man looked on. " * 100
+    whole = tokenizer.encode(text)
+    library, tokenizer._library = tokenizer._library, Library()
+    try:
+        texts = [text, "", "a short one"]
+        encoded = tokenizer.encode_batch(texts)
+    finally:
+        tokenizer._library = library
+    assert sum(together) == sum(map(len, texts))
+    assert max(together) < 300
+    assert encoded[0].tolist() == whole.tolist()
+    assert [tokenizer.decode(tokens) for tokens in encoded] == texts
+
+
 def test_llama_3_is_encoded_in_parts_where_no_added_token_holds_a_space(monkeypatch):
     added = json.loads(_files("llama 3")["tokenizer.json"])["added_tokens"][:2]
     tokenizer = LibraryTokenizer(_changed("llama 3", added_tokens=added))

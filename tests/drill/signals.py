@@ -61,8 +61,8 @@ class Stopping(Run):
         return "jaxlib" in Path(f"/proc/{pid}/maps").read_text()
 
     def is_compiling(self, pid: int) -> bool:
-        """Whether a process of a fresh run prepares its first step."""
-        return (self.folder / "lock").exists() and not (self.folder / "config.json").exists()
+        """Whether a process of a fresh run has its text open, and prepares its first step."""
+        return "/corpora/" in Path(f"/proc/{pid}/maps").read_text() and not (self.folder / "config.json").exists()
 
     def files(self) -> set[str]:
         """The names in the run directory."""

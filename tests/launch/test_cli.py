@@ -130,6 +130,19 @@ def test_a_tokenizer_is_made_and_shown(tmp_path: Path, run: typing.Any):
     assert "does not exist" in run("tokenizer", "show", str(tmp_path / "none"), "ab")
 
 
+def test_what_is_prepared_is_where_it_is_said_to_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.command.prepare", lambda: None)
+    text, shard = tmp_path / "a.txt", tmp_path / "a.bin"
+    text.write_text("some text\n" * 50)
+    shard.write_bytes(b"a\0b\0" * 50)
+    paths = []
+    for path in (text, shard):
+        assert dispatch(["data", "prepare", "smoke", "--data.path", str(path), "--json"], COMMANDS) == 0
+        paths.append(Path(json.loads(capsys.readouterr().out)["path"]))
+    assert (paths[0] / "index.json").is_file()
+    assert paths[1] == shard
+
+
 def test_commands_say_what_their_options_are():
     for arguments in (data_command.TrainTokenizer, data_command.ShowTokenizer):
         documented = ast.get_docstring(ast.parse(f'"""{arguments.__doc__}"""')) or ""

@@ -15,7 +15,7 @@ from data.dataset import DataConfig
 from model.parameters import Declaration
 from model.positions import RopeScaling
 from model.sharding import MESH_AXES
-from train.config import LogConfig, RunConfig, differences, from_json, resolve, to_json, validate
+from train.config import LogConfig, ProfileConfig, RunConfig, differences, from_json, resolve, to_json, validate
 from train.mesh import check_batch, parameter_shardings
 from train.objectives.causal_lm import CausalLMConfig
 from train.objectives.distill import DistillConfig
@@ -133,6 +133,7 @@ def test_tuples_of_a_fixed_length_and_mixed_choices():
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps=0 must be at least 1"),
     ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+    ({"profile": ProfileConfig(start=0, steps=1)}, "profile.start=0 must be at least 1"),
     ({"micro_batches": 3}, "batch_size=8 must be a multiple of micro_batches=3"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
     ({"seed": 2**31}, "must be less than"),

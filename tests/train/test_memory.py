@@ -8,10 +8,15 @@ from typing import Any
 import jax
 import pytest
 
-from train.config import RunConfig
+from train.config import RunConfig, SampleConfig
 from train.console import Console
+from train.held_out import HeldOut
+from train.load import open_dataset
 from train.memory import OutOfMemory
-from train.mesh import MeshConfig
+from train.mesh import MeshConfig, make_mesh
+from train.run_directory import RunDirectory
+from train.samples import Samples
+from train.state import blueprint
 from train.train import main
 
 pytestmark = pytest.mark.core
@@ -54,7 +59,7 @@ def test_what_does_not_fit_is_refused_and_its_remedies_fit(wide: RunConfig, monk
         OutOfMemory, match=r"a step of 128 rows needs \S+ MiB of a device's memory, \S+ MiB of it"
     ) as said:
         main(wide, Console())
-    assert not Path(wide.folder, "config.json").exists()
+    assert not Path(wide.folder).exists()
     remedies = GIVEN.findall(str(said.value))
     assert len(remedies) == 2
     assert all(float(needed) * 2**20 <= MEMORY * 1.03 for _, needed in remedies)  # shown in tenths of a MiB
@@ -71,6 +76,23 @@ def test_a_device_that_runs_out_while_training_says_so(wide: RunConfig, after_ea
     )
     with pytest.raises(RuntimeError, match=sentence):
         main(wide, Console())
+
+
+def test_a_device_that_runs_out_beside_the_steps_says_where(
+    wide: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run_out(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345 bytes.")
+
+    monkeypatch.setattr("train.perplexity.PerplexityMeter.score", run_out)
+    monkeypatch.setattr("train.samples.Writer", run_out)
+    plan, mesh, dataset = blueprint(wide.model), make_mesh(wide.mesh), open_dataset(wide, None)
+    assert dataset.tokenizer
+    with pytest.raises(RuntimeError, match="while scoring held-out data, 64 rows at a time; a larger --micro-batches"):
+        HeldOut(wide, plan, mesh, dataset, 64).score({})
+    samples = Samples(SampleConfig(), plan, dataset.tokenizer, mesh, RunDirectory(tmp_path), 0, pytest.fail)
+    with pytest.raises(RuntimeError, match=r"while writing a sample; --sample.every 0 and --sample.tokens 0 leave"):
+        samples.write(1, {})
 
 
 def test_other_failures_stay_what_they_are(wide: RunConfig, after_each_step: Any):

@@ -21,7 +21,7 @@ from tensorboardX.proto import event_pb2
 
 from train import metrics as metrics_module
 from train.hardware import find_hardware, memory_in_use, memory_limit, mfu, peak_flops
-from train.metrics import Metrics, ProgressLine, begin_wandb, find_wandb
+from train.metrics import Metrics, ProgressLine, WandbRun, find_wandb
 from train.run_directory import RunDirectory, is_local, write_rows
 
 Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
@@ -234,8 +234,8 @@ def test_weights_and_biases_hears_what_tensorboard_hears(run: RunDirectory, monk
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     write_rows(run.starts, [{"host": "here", "time": 1.5}, {"host": "there", "time": 9.5}])
-    begun = begin_wandb(find_wandb(), run, "mine", {"steps": 7})
-    with Metrics(run, tensorboard=False, wandb=begun) as metrics:
+    theirs = WandbRun(find_wandb(), run, "mine", {"steps": 7}, pytest.fail)
+    with Metrics(run, tensorboard=False, wandb=theirs) as metrics:
         metrics.log({"step": 1, "tokens": 64, "learning/loss": 2.5, "perf/mfu": None, "learning/grad_norm": math.nan})
     assert fake.logged == [{"step": 1, "tokens": 64, "learning/loss": 2.5}]
     assert fake.defined == {"*": "step"}
@@ -249,9 +249,29 @@ def test_weights_and_biases_hears_what_tensorboard_hears(run: RunDirectory, monk
         "config": {"steps": 7},
     }
     write_rows(run.starts, [{"host": "here", "time": 1.5}])
-    assert begin_wandb(fake, run, "mine", {}).begun["id"] == known_as, "all starts are one run there"
+    WandbRun(fake, run, "mine", {}, pytest.fail)
+    assert fake.begun["id"] == known_as, "all starts are one run there"
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert begin_wandb(fake, run, "mine", {}) is None
+    fake.begun = {}
+    WandbRun(fake, run, "mine", {}, pytest.fail)
+    assert not fake.begun
+
+
+@pytest.mark.parametrize("fails", ["init", "define_metric", "log", "finish"])
+def test_weights_and_biases_that_fail_end_no_run(
+    run: RunDirectory, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any, **settings: Any) -> None:
+        raise OSError("the network is down\nand more of it")
+
+    monkeypatch.setattr(FakeWandb, fails, fail)
+    write_rows(run.starts, [{"host": "here", "time": 1.5}])
+    said: list[str] = []
+    theirs = WandbRun(FakeWandb(), run, "mine", {}, said.append)
+    with Metrics(run, tensorboard=False, wandb=theirs) as metrics:
+        log(metrics, 1, 2)
+    assert said == ["Weights & Biases failed (the network is down); the run goes on without it"]
+    assert [row["step"] for row in rows(run)] == [1, 2]
 
 
 def test_weights_and_biases_that_are_not_installed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

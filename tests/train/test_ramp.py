@@ -39,9 +39,13 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_ramp_goes_on_where_it_was_interrupted(small: RunConfig, tmp_path: Path):
+def test_a_ramp_goes_on_where_it_was_interrupted(
+    small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("train.console._FIRST_LINE_SECONDS", 0)
     config = dataclasses.replace(small, ramp=RampConfig(8, 4), mesh=dataclasses.replace(small.mesh, data=-1, tensor=2))
     main(dataclasses.replace(config, run_dir=str(tmp_path / "whole")), Console())
+    assert "compiling the steps of smaller batches: 0%\n" in capsys.readouterr().err
     whole = rows(tmp_path / "whole")
     assert [row["tokens"] // 32 for row in whole] == [8, 16, 24, 32, 48, 64, 80, 96, 112, 128]
     parts = dataclasses.replace(config, run_dir=str(tmp_path / "parts"))

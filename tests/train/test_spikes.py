@@ -16,8 +16,7 @@ from train.config import RunConfig
 from train.console import Console
 from train.mesh import MeshConfig
 from train.ramp import Turn
-from train.report import Diverged
-from train.spikes import Spike, SpikeConfig, SpikeWatch
+from train.spikes import Diverged, Spike, SpikeConfig, SpikeWatch
 from train.state import TrainState
 from train.train import main
 
@@ -122,3 +121,4 @@ def test_a_run_that_spikes_again_and_again_ends(small: RunConfig, tmp_path: Path
     watch = {"steps": 40, "checkpoint": CheckpointConfig(every=25), "spikes": SpikeConfig(deviations=30, limit=1)}
     with pytest.raises(Diverged, match=r"step 26: .* has gone back 1 times before"):
         main(spiky(small, tmp_path, **watch), Console())
+    assert 'class="state failed"' in (tmp_path / "report.html").read_text()

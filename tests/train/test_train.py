@@ -23,9 +23,10 @@ from train.load import load_run
 from train.mesh import MeshConfig
 from train.optimizer import OptimizerConfig
 from train.perplexity import PerplexityMeter
-from train.report import Diverged, StepReport
+from train.report import Profile, StepReport
 from train.run_directory import RunDirectory
 from train.signals import Stopped
+from train.spikes import Diverged
 from train.train import main
 
 MIXED_MESH = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -409,6 +410,26 @@ def test_a_profile_that_a_restart_cuts_in_two(small, tmp_path):
     train(small, tmp_path, steps=6, stop_after=3, profile=profile)
     train(small, tmp_path, steps=6, profile=profile)
     assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
+def test_a_profile_holds_whole_steps(tmp_path, monkeypatch):
+    happened = []
+
+    class Behind:
+        """The state before a step, which the devices have not computed yet."""
+
+        def __init__(self, step: int):
+            self.step = step
+
+        def block_until_ready(self) -> None:
+            happened.append(f"step {self.step - 1} has ended")
+
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: happened.append("begins"))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: happened.append("ends"))
+    with Profile(ProfileConfig(start=3, steps=2), RunDirectory(tmp_path)) as profile:
+        for step in range(1, 8):
+            profile.of(step, Behind(step))
+    assert happened == ["step 2 has ended", "begins", "step 4 has ended", "ends"]
 
 
 def test_held_out_text_that_changed_is_not_scored_as_if_it_had_not(small, licence, tmp_path):

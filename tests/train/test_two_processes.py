@@ -18,9 +18,10 @@ from train.console import Console
 from train.mesh import MeshConfig, make_mesh
 
 # Trains the configuration on standard input as one process of two. Process 1 does not find its text, and both are
-# refused. Then process 1 alone is sent a SIGTERM after its third step; when both have stopped, they go on.
+# refused; so are they where each has a run directory of its own. Then process 1 alone is sent a SIGTERM after its third
+# step; when both have stopped, they go on.
 PROCESS = """
-import json, os, signal, sys
+import contextlib, json, os, signal, sys, tempfile
 from dataclasses import replace
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
@@ -43,6 +44,11 @@ try:
     main(replace(config, data=replace(config.data, path=path)), Console())
 except ValueError as refusal:
     print(f"refused, since {refusal}; {os.listdir(os.path.dirname(config.run_dir))}")
+with tempfile.TemporaryDirectory() as disk, contextlib.chdir(disk):
+    try:
+        main(replace(config, run_dir="run"), Console())
+    except ValueError as refusal:
+        print(f"refused, since {refusal}")
 try:
     main(config, Console())
 except Stopped as stopped:
@@ -101,6 +107,8 @@ def test_two_processes_are_one_run(small, tmp_path, monkeypatch):
     )
     assert "refused, since the data path 'nowhere.txt' does not exist" in second
     assert "process 1 ends with the others, which are told: the data path 'nowhere.txt'" in second
+    for said in (first, second):
+        assert "refused, since the 2 processes of this run differ in run_directory; give all of them the same" in said
     assert "stopped with 143\n" in first, first
     assert "stopped with 143\n" in second, second
     assert first.endswith("ended at 8\n"), first
