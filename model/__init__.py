@@ -12,5 +12,5 @@ Array names end in the letters of their axes, and einsum strings use the same ca
 Images are [B, H, W, C], height, width and channels; their patches have P rows and Q columns.
 
 The compute dtype is the dtype of the parameters that a model is called with: hand it bfloat16 parameters and it
-computes in bfloat16, with norm statistics, softmax and loss in float32.
+computes in bfloat16, with norm statistics, softmax, loss, and the sums over tokens in gradients in float32.
 """

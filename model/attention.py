@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from model.config import StackConfig
 from model.kernels import attend, attend_with_probabilities
-from model.layers import dropout
+from model.layers import add_bias, dropout
 from model.mask import Mask
 from model.parameters import normal, param, zeros
 from model.positions import rotate
@@ -79,7 +79,7 @@ class Attention(nnx.Module):
         k_BMGK = einsum("BLD,DGK->BLGK", x_BMD, self.key[...])
         v_BMGU = einsum("BLD,DGU->BLGU", x_BMD, self.value[...])
         if self.config.has_attention_bias:
-            k_BMGK, v_BMGU = k_BMGK + self.key_bias[None, None], v_BMGU + self.value_bias[None, None]
+            k_BMGK, v_BMGU = add_bias(k_BMGK, self.key_bias[...]), add_bias(v_BMGU, self.value_bias[...])
         if rope is not None:
             k_BMGK = rotate(k_BMGK, rope)
         # Queries stay split along the length; every device gets all the keys and values (few heads of them), which is
@@ -107,7 +107,7 @@ class Attention(nnx.Module):
         """
         q_BLHK = einsum("BLD,DHK->BLHK", x_BLD, self.query[...])
         if self.config.has_attention_bias:
-            q_BLHK = q_BLHK + self.query_bias[None, None]
+            q_BLHK = add_bias(q_BLHK, self.query_bias[...])
         if rope is not None:
             q_BLHK = rotate(q_BLHK, rope)
         q_BLHK = checkpoint_name(constrain(q_BLHK, "act_batch", "act_length", "act_heads", "act_head_dim"), "query")
@@ -138,4 +138,4 @@ class Attention(nnx.Module):
             )
         out_BLHU = constrain(out_BLHU, "act_batch", "act_length", "act_heads", "act_head_dim")
         y_BLD = constrain(einsum("BLHU,HUD->BLD", out_BLHU, self.out[...]), "act_batch", "act_length", "act_embed")
-        return (y_BLD + self.out_bias[None, None] if self.config.has_attention_bias else y_BLD), cache, captured
+        return (add_bias(y_BLD, self.out_bias[...]) if self.config.has_attention_bias else y_BLD), cache, captured

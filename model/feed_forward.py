@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from model.config import GATED, StackConfig
+from model.layers import add_bias
 from model.parameters import normal, param, zeros
 from model.sharding import constrain, einsum
 
@@ -43,10 +44,10 @@ class FeedForward(nnx.Module):
         else:
             h_BLF = einsum("BLD,DF->BLF", x_BLD, self.up[...])
             h_BLF = checkpoint_name(constrain(h_BLF, "act_batch", "act_length", "act_mlp"), "up")
-            h_BLF = h_BLF + self.up_bias[None, None] if self.config.use_bias else h_BLF
+            h_BLF = add_bias(h_BLF, self.up_bias[...]) if self.config.use_bias else h_BLF
             h_BLF = ACTIVATIONS[self.config.activation](h_BLF)
         y_BLD = constrain(einsum("BLF,FD->BLD", h_BLF, self.down[...]), "act_batch", "act_length", "act_embed")
-        return y_BLD + self.down_bias[None, None] if self.config.use_bias else y_BLD
+        return add_bias(y_BLD, self.down_bias[...]) if self.config.use_bias else y_BLD
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,4 +1,4 @@
-"""Norms, embedding and dropout.
+"""Norms, biases, embedding and dropout.
 
 Norms carry their own gradients: statistics in float32, saved once, nothing else held.
 """
@@ -84,14 +84,26 @@ def _rms_norm_backward(epsilon: float, residuals, g):
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-def _row(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """`vector` in the dtype of `like`, shaped to broadcast against its last axis."""
-    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x + a bias whose axes are the last of x's.
+
+    Its gradient is summed in float32: it has a part of every token, which bfloat16 would round away.
+    """
+    return x + _row(bias, x)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), lambda bias, g: (g, _sum_rows(g.astype(jnp.float32), bias)))
+
+
+def _row(weight: jax.Array, like: jax.Array) -> jax.Array:
+    """`weight` in the dtype of `like`, shaped to broadcast against its last axes."""
+    return weight.astype(like.dtype).reshape((1,) * (like.ndim - weight.ndim) + weight.shape)
 
 
 def _sum_rows(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The sum of `x` over all but its last axis, in the dtype of the parameter `like`."""
-    return x.sum(tuple(range(x.ndim - 1))).astype(like.dtype)
+    """The sum of `x` over all but the axes of the parameter `like`, which are its last, in the dtype of that."""
+    return x.sum(tuple(range(x.ndim - like.ndim))).astype(like.dtype)
 
 
 class Dense(nnx.Module):
@@ -104,8 +116,7 @@ class Dense(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """The projected x, [B, out] or [B, L, out]."""
         rows = "BL"[: x.ndim - 1]
-        y = einsum(f"{rows}D,DE->{rows}E", x, self.weight[...])
-        return y + _row(self.bias[...], y)
+        return add_bias(einsum(f"{rows}D,DE->{rows}E", x, self.weight[...]), self.bias[...])
 
 
 class Embedding(nnx.Module):
@@ -133,7 +144,7 @@ class Embedding(nnx.Module):
         logits_BLV = einsum("BLD,VD->BLV", x_BLD, self.table[...])
         logits_BLV = constrain(logits_BLV, "act_batch", "act_length", "act_vocab")
         if bias_V is not None:
-            logits_BLV = logits_BLV + bias_V[None, None]
+            logits_BLV = add_bias(logits_BLV, bias_V)
         rows = logits_BLV.shape[-1]
         if rows == self.vocab_size:
             return logits_BLV

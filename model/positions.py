@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from model.layers import look_up
 from model.parameters import normal, param
 
 
@@ -117,4 +118,4 @@ class RelativeBias(nnx.Module):
         bucket_BLM = jnp.asarray(distance_buckets(buckets, self.distance))[jnp.minimum(behind_BLM, self.distance)]
         if bidirectional:
             bucket_BLM = bucket_BLM + jnp.where(ahead_BLM > 0, buckets, 0)
-        return jnp.moveaxis(self.table[...][bucket_BLM], -1, 1)
+        return jnp.moveaxis(look_up(self.table[...], bucket_BLM), -1, 1)

@@ -31,7 +31,7 @@ from flax import nnx
 
 from model.beam import Beam, search
 from model.config import check_least
-from model.layers import Embedding, dropout, split_key
+from model.layers import Embedding, add_bias, dropout, split_key
 from model.mask import MASKED
 from model.parameters import normal, param, zeros
 from model.positions import places_in_segments
@@ -150,14 +150,14 @@ class Cell(nnx.Module):
 
     def project(self, x_LBE: jax.Array) -> jax.Array:
         """What the inputs of a whole sequence bring to the gates, [L, B, C, K]."""
-        x_LBCK = einsum("LBE,ECK->LBCK", x_LBE, self.input[...]) + self.bias[None, None]
+        x_LBCK = add_bias(einsum("LBE,ECK->LBCK", x_LBE, self.input[...]), self.bias[...])
         return constrain(x_LBCK, "act_memory", "act_batch", "act_gate", "act_cells")
 
     def __call__(self, x_BCK: jax.Array, state: State) -> State:
         """The state after one more token, of which `project` gave `x_BCK`."""
-        h_BCK = einsum("BD,DCK->BCK", state[0].astype(x_BCK.dtype), _whole(self.hidden))
+        h_BCK = _gates(state[0].astype(x_BCK.dtype), self.hidden)
         if self.kind == "gru":
-            h_BCK = h_BCK + jnp.pad(self.candidate_bias[None], ((2, 0), (0, 0)))[None]
+            h_BCK = add_bias(h_BCK, jnp.pad(self.candidate_bias[None], ((2, 0), (0, 0))))
         new = CELLS[self.kind].next_state(x_BCK, h_BCK, state)
         return tuple(constrain(a.astype(jnp.float32), "act_batch", "act_embed") for a in new)
 
@@ -189,9 +189,14 @@ def _keeping(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype).at[1].set(1)
 
 
-def _whole(weight: nnx.Param) -> jax.Array:
-    """A weight [D, C, K], gathered from the devices that share it: once, for a loop does not change it."""
-    return constrain(weight[...], "act_embed", "act_gate", "act_cells")
+def _gates(x_BD: jax.Array, weight: nnx.Param) -> jax.Array:
+    """What one step's x brings to the gates, [B, C, K].
+
+    The weight [D, C, K] is gathered from the devices that share it: once, for a loop does not change it.
+    """
+    whole_DCK = constrain(weight[...], "act_embed", "act_gate", "act_cells")
+    # As a sequence of one: without that axis XLA:CPU does not run the weight's gradient in bfloat16.
+    return einsum("LBD,DCK->LBCK", x_BD[None], whole_DCK)[0]
 
 
 def cells(config: RecurrentConfig, rngs: nnx.Rngs) -> nnx.List[Cell]:
@@ -441,7 +446,7 @@ class Recurrent(nnx.Module):
     ) -> tuple[jax.Array, DecoderState, dict[str, jax.Array]]:
         """One step through all layers and attention, from the first layer's projected input."""
         if state.combination_BD is not None:
-            x_BCK = x_BCK + einsum("BD,DCK->BCK", state.combination_BD, _whole(self.feed))
+            x_BCK = x_BCK + _gates(state.combination_BD, self.feed)
         keys = split_key(key, self.config.num_layers)
         layers = []
         for i, (cell, before) in enumerate(zip(self.decoder, state.layers, strict=True)):
@@ -590,9 +595,9 @@ def train_flops_per_row(config: RecurrentConfig, source_length: int, target_leng
     """Operations of the matrix products of one row, forward and backward, none recomputed: 6 a weight and token.
 
     A score and its part of the context multiply as many numbers as a state has, for each pair of tokens; a location's
-    score is counted with the weights.
+    score is counted with the weights, of which those for the source's places are used.
     """
-    source, target = matrix_parameters(config)
+    source, target = matrix_parameters(dataclasses.replace(config, max_length=source_length))
     products = {"none": 0, "location": 1}.get(config.attention, 2) * config.model_dim
     return 6 * (source * source_length + target * target_length + products * source_length * target_length)
 

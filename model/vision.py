@@ -13,7 +13,7 @@ from flax import nnx
 
 from model.block import Context
 from model.config import StackConfig, check_classes, check_least
-from model.layers import Dense, Norm, dropout, split_key
+from model.layers import Dense, Norm, add_bias, dropout, split_key
 from model.mask import Mask
 from model.parameters import normal, param, zeros
 from model.sharding import constrain, einsum
@@ -101,21 +101,20 @@ class Vision(nnx.Module):
 
     def embed(self, images_BHWC: jax.Array) -> jax.Array:
         """The vectors [B, L, D] that enter the stack: the class token, and the patches row by row."""
-        (B, *sides, channels), size = images_BHWC.shape, self.config.patch_size
+        (_, *sides, channels), size = images_BHWC.shape, self.config.patch_size
         if channels != self.config.channels or sides[0] % size or sides[1] % size:
             raise ValueError(
                 f"images of {sides[0]} x {sides[1]} pixels with {channels} channels must have "
                 f"{self.config.channels} channels, and sides that are multiples of the patches' {size} pixels"
             )
         patches_BLCPQ = cut(images_BHWC.astype(self.patch[...].dtype), size)
-        x_BLD = einsum("BLCPQ,CPQD->BLD", patches_BLCPQ, self.patch[...]) + self.patch_bias[None, None]
-        first_B1D = jnp.broadcast_to(self.class_token[None, None], (B, 1, self.config.model_dim))
-        x_BLD = jnp.concatenate([first_B1D, x_BLD], axis=1)
+        x_BLD = add_bias(einsum("BLCPQ,CPQD->BLD", patches_BLCPQ, self.patch[...]), self.patch_bias[...])
         positions_LD = constrain(self.positions[...], "positions", "act_embed")
+        first_1D, grid_LD = positions_LD[:1] + self.class_token[None], positions_LD[1:]
         if sides != [self.config.image_size] * 2:
-            grid_LD = resized(positions_LD[1:], sides[0] // size, sides[1] // size)
-            positions_LD = jnp.concatenate([positions_LD[:1], grid_LD])
-        return constrain(x_BLD + positions_LD[None], "act_batch", "act_length", "act_embed")
+            grid_LD = resized(grid_LD, sides[0] // size, sides[1] // size)
+        x_BLD = add_bias(jnp.pad(x_BLD, ((0, 0), (1, 0), (0, 0))), jnp.concatenate([first_1D, grid_LD]))
+        return constrain(x_BLD, "act_batch", "act_length", "act_embed")
 
     def pool(self, hidden_BLD: jax.Array) -> jax.Array:
         """A summary of each image [B, D], made of the class token."""

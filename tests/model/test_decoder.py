@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from model.block import Context
+from model.block import Block, Context
 from model.decode import Sampling, choose, extend, start, unstack
 from model.decoder import Decoder
 from model.kernels import attend
@@ -181,6 +181,22 @@ def test_bfloat16_parameters_compute_in_bfloat16_near_float32(tiny):
     half = merge(skeleton, {name: p.astype(jnp.bfloat16) for name, p in params.items()})(tokens)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half[..., :70].astype(jnp.float32), model(tokens)[..., :70], atol=0.03)
+
+
+def test_bfloat16_does_not_round_away_what_many_tokens_say_of_a_weight(tiny_gpt2):
+    """Biases above all: their gradient is a sum over all tokens."""
+    skeleton, params = split(Block(tiny_gpt2, nnx.Rngs(params=jax.random.key(0))))
+    x_BLD = jax.random.normal(jax.random.key(1), (16, 64, 32))
+
+    def loss(params, dtype):
+        block = merge(skeleton, {name: p.astype(dtype) for name, p in params.items()})
+        return jnp.sin(block(x_BLD.astype(dtype), Context(Mask()))[0].astype(jnp.float32)).sum()
+
+    half, whole = (jax.jit(jax.grad(loss), static_argnums=1)(params, dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    for name, expected in whole.items():
+        # The true gradient of a key bias is zero: what is left is rounding on the scale of the query bias.
+        scale = np.abs(whole[name.replace("key_bias", "query_bias")]).max()
+        assert np.abs(half[name] - expected).max() <= 0.03 * scale, name
 
 
 def test_every_parameter_is_declared(tiny):

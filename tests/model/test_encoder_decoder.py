@@ -594,6 +594,19 @@ def test_distances_have_the_buckets_of_transformers(buckets: int, distance: int,
     np.testing.assert_array_equal(found[0, 0, 0], expected)
 
 
+def test_gradients_of_relative_positions_are_summed_in_float32():
+    """The first bucket has most pairs of places: of these, all where the key is not before the query."""
+    place_1L = jnp.arange(64)[None]
+    skeleton, _ = split(RelativeBias(1, 8, 16, 1.0, nnx.Rngs(0)))
+
+    def total(table):
+        return merge(skeleton, {"table": table})(place_1L, place_1L, bidirectional=False).sum(dtype=jnp.float32)
+
+    gradient = jax.grad(total)(jnp.zeros((8, 1), jnp.bfloat16))[:, 0].astype(jnp.float32)
+    np.testing.assert_allclose(gradient[0], 64 * 65 / 2, rtol=0.01)
+    np.testing.assert_allclose(gradient.sum(), 64 * 64, rtol=0.01)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_transformers_loads_what_is_written_and_computes_the_same(name: str, tmp_path: Path):
     torch = pytest.importorskip("torch")

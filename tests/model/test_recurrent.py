@@ -417,6 +417,20 @@ def test_bfloat16_parameters_compute_in_bfloat16_near_float32():
     assert {a.dtype for a in states} == {jnp.dtype(jnp.float32)}
 
 
+def test_gradients_of_bfloat16_parameters_are_near_those_of_float32():
+    config = dataclasses.replace(SMALL, cell="gru", num_layers=1, attention="dot", input_feeding=True)
+    skeleton, params = split(model_of(config))
+    source, target = np.tile(SOURCE_BM, (16, 1)), np.tile(TARGET_BL, (16, 1))
+
+    def loss(params, dtype):
+        logits = merge(skeleton, {name: p.astype(dtype) for name, p in params.items()})(source, target)
+        return jnp.sin(logits[..., :19].astype(jnp.float32)).sum()
+
+    half, whole = (jax.jit(jax.grad(loss), static_argnums=1)(params, dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    for name, expected in whole.items():
+        assert np.abs(half[name] - expected).max() <= 0.05 * np.abs(expected).max(), name
+
+
 # Decoding
 
 
@@ -500,6 +514,9 @@ def test_operations_of_a_row():
     assert source == 4 * 4 * 2_000_000
     assert target == source + 2_000_000 + 50_000_000
     assert train_flops_per_row(PRESETS["luong"], 30, 20) == 6 * (30 * source + 20 * target + 2 * 1000 * 30 * 20)
+    # A location's score is as much work as a dot product's, however many more places the model has weights for.
+    dot, location = (dataclasses.replace(SMALL, attention=score) for score in ("dot", "location"))
+    assert train_flops_per_row(location, 7, 6) == train_flops_per_row(dot, 7, 6)
 
 
 @pytest.mark.parametrize(

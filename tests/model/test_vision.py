@@ -217,6 +217,18 @@ def test_bfloat16_parameters_compute_in_bfloat16_near_float32():
         assert np.abs(logits.astype(jnp.float32) - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_gradients_of_what_all_images_share_are_summed_in_float32():
+    skeleton, params = split(built(SMALL))
+    pixels = np.tile(images(SMALL), (300, 1, 1, 1))
+
+    def loss(params):
+        return merge(skeleton, params).embed(pixels).sum(dtype=jnp.float32)
+
+    found = jax.jit(jax.grad(loss))({name: p.astype(jnp.bfloat16) for name, p in params.items()})
+    for name, expected in (("positions", 600), ("class_token", 600), ("patch_bias", 9 * 600)):
+        np.testing.assert_allclose(found[name].astype(jnp.float32), expected, rtol=0.01)
+
+
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [
