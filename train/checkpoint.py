@@ -28,6 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
+from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
 from train.cluster import where
 from train.digest import array_digest, hexadecimal
@@ -35,6 +36,10 @@ from train.run_directory import StorageError, first_line, is_local, is_step, jso
 from train.state import flatten
 
 FORMAT = 1
+
+# Copies of an array that devices hold write a part of it each, but not of small ones: that is a program for each part,
+# and training waits while it is compiled.
+_ARRAYS = create_type_handler_registry((jax.Array, ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)))
 
 Items = dict[str, Any]  # item -> pytree of arrays, or of jax.ShapeDtypeStruct that say what to restore
 
@@ -156,12 +161,13 @@ class Checkpoints:
         # Through JSON and back, so that the digest is of what a reader will parse.
         manifest = json.loads(json_text({"format": FORMAT, "step": step, "record": record, "arrays": arrays}))
         manifest["sha256"] = _sha256(manifest)
-        saved = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
+        saved = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()}
+        handlers = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS) for item in trees}
         # One for each save: after a failure Orbax would raise what is left of it at the next. Folders are made at once:
         # made in the background, where they cannot be, five minutes of other threads' waiting for them keep the process
         # from ending.
         orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
+            ocp.CompositeCheckpointHandler(**handlers, **{_MANIFEST: ocp.JsonCheckpointHandler()}),
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:

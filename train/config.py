@@ -109,9 +109,8 @@ class RunConfig:
     spikes: SpikeConfig = SpikeConfig()
     replicas_every: int = _operational(0)  # steps after which the devices' copies of the state are compared (0: never)
     hang_seconds: float = _operational(60.0)  # a step of more, and of 3 times the median, ends the run (0: never)
-    init_from: Annotated[str | None, tyro.conf.arg(name="from")] = (
-        None  # RUN or Hugging Face folder whose model, tokenizer and weights it starts from
-    )
+    # RUN or Hugging Face folder whose model, tokenizer and weights it starts from
+    init_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
     freeze: tuple[str, ...] = ()  # patterns of parameter names that are not learned
 
     @property

@@ -51,13 +51,15 @@ class Console:
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Shows rows under their headers, which may all be empty; numbers stand right, and names unbroken."""
-        table = Table(box=None, show_header=any(headers), title=title or None, title_justify="left", pad_edge=False)
+        table = Table(box=None, show_header=any(headers), pad_edge=False)
         for number, header in enumerate(headers):
             numeric = all(isinstance(row[number], int | float) for row in rows)
             justify: Literal["left", "right"] = "right" if numeric else "left"
             table.add_column(header, justify=justify, overflow="fold", no_wrap=numeric or number == 0)
         for row in rows:
             table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        if title:  # rich's own is broken at the width of the table, which may be narrow
+            self.show(Text(title, style="table.title"))
         self.show(table)
 
     def show(self, renderable: RenderableType) -> None:

@@ -117,15 +117,15 @@ def _draw(writer: "Writer", arguments: Arguments, console: Console) -> list[Cont
         _TEMPERATURE if arguments.temperature is None else arguments.temperature, arguments.top_k, arguments.top_p
     )
     streams = len(arguments.prompt) == 1 and not arguments.show_probabilities
-    if streams and writer.continues:
-        console.write(arguments.prompt[0])
+    unwritten = arguments.prompt[0] if writer.continues else ""  # until it is known that the model can go on from it
     continuations: list[Continuation] = []
     for new_text, continuations_so_far in writer.write(
         arguments.prompt, arguments.max_tokens, sampling, arguments.seed, arguments.stop
     ):
         continuations = continuations_so_far
         if streams:
-            console.write(new_text)
+            console.write(unwritten + new_text)
+            unwritten = ""
     if streams:
         console.write("\n")
     else:

@@ -73,8 +73,9 @@ class HeldOut:
 def summary(figures: Mapping[str, float]) -> str:
     """Figures in a line."""
     if "bits_per_byte" in figures:
-        nats, perplexity, bits = (figures[name] for name in ("nats_per_token", "perplexity", "bits_per_byte"))
-        return f"{nats:.4f} nats a token, perplexity {perplexity:.2f}, {bits:.3f} bits a byte"
+        names = ("nats_per_token", "perplexity", "bits_per_byte", "tokens")
+        nats, perplexity, bits, tokens = (figures[name] for name in names)
+        return f"{nats:.4f} nats a token, perplexity {perplexity:.2f}, {bits:.3f} bits a byte over {tokens:,} tokens"
     numbers = ((name.replace("_", " "), value) for name, value in figures.items() if isinstance(value, int | float))
     return ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:,.4f}" for name, value in numbers

@@ -111,12 +111,19 @@ def _refuse_unknown_options(known: Sequence[str], words: Sequence[str], name: st
         option = word.split("=", 1)[0]
         if not option.startswith("--") or option in known:
             continue
-        # What is meant may be the whole option or, as in --num-layers, its last part.
-        last_parts = {f"--{long.removeprefix('--').rsplit('.', 1)[-1]}": long for long in known}
+        # What is meant may be the whole option or, as in --num-layers, its last part, or the initials of that, as --lr.
+        meant = sorted(known, key=lambda long: -long.count("."))  # of two with one last part the shorter
+        last_parts = {f"--{_last_part(long)}": long for long in meant}
+        initials = {"".join(part[:1] for part in _last_part(long).split("-")): long for long in meant}
         near = difflib.get_close_matches(option, known, 1) or difflib.get_close_matches(option, last_parts, 1)
         nearest = near[0] if near and near[0] in known else last_parts[near[0]] if near else None
+        nearest = initials.get(_last_part(option), nearest)
         hint = f"the nearest is {nearest}" if nearest else f"`jumok {name} --help` lists all"
         raise ValueError(f"there is no option {option} of `jumok {name}`; {hint}")
+
+
+def _last_part(option: str) -> str:
+    return option.removeprefix("--").rsplit(".", 1)[-1]
 
 
 def _sentence(box: str) -> str:

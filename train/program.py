@@ -20,6 +20,7 @@ from train.objectives.causal_lm import CausalLM
 from train.objectives.objective import Objective
 from train.objectives.table import make_objective
 from train.optimizer import make_optimizer, make_schedule
+from train.signals import held
 from train.state import Blueprint, TrainState, abstract_state, blueprint, initial_state, shardings_of, trainable_names
 from train.step import make_step
 
@@ -107,7 +108,8 @@ class Program:
         options: dict[str, str | bool] = {name: value for name, _, value in parts}
         with jax.set_mesh(self.mesh):
             lowered = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(self.abstract, batch)
-            return lowered.compile(compiler_options=options)
+            with held():
+                return lowered.compile(compiler_options=options)
 
     def weights_of(self, source: Source, report: Callable[[str], None]) -> Params:
         """Of another model's weights those that this one has; `report` is told of what begins afresh or is left.

@@ -387,7 +387,10 @@ def find_recipe(name: str) -> RunConfig:
         if not isinstance(config, RunConfig):
             raise ValueError(f"the recipe {name} must return a RunConfig, got {type(config).__name__}")
         return config
-    nearest = difflib.get_close_matches(name, RECIPES, 1, 0)[0]
+    begun = (recipe for recipe in RECIPES if recipe.startswith(name))  # as gpt2 begins gpt2-124m
+    nearest = next(begun, difflib.get_close_matches(name, RECIPES, 1, 0)[0])
+    if (of_run := epath.Path(name) / "config.json").exists():
+        nearest = str(of_run)
     raise ValueError(
         f"there is no recipe {name!r}; the nearest is {nearest!r}, `jumok recipes` lists all, and module:function or a "
         "config.json do as well"

@@ -6,6 +6,7 @@ A second one ends the process at once.
 import contextlib
 import ctypes
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -23,6 +24,28 @@ class Stopped(Exception):
         self.exit_code = 128 + signum
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """While entered, signals that ask to stop wait: an exception out of XLA's compiler has JAX crash as Python ends."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    heard: list[int] = []
+    before = {signum: signal.signal(signum, lambda signum, _: heard.append(signum)) for signum in _ours()}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        if heard:
+            signal.raise_signal(heard[0])
+
+
+def _ours() -> tuple[signal.Signals, ...]:
+    """Of many processes, the handler of SIGTERM that `hearing_sigterm` left tells the others, and so has to stay."""
+    return (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+
+
 class StopRequest:
     """While entered, remembers the first signal that asks to stop, for the loop to see between steps."""
 
@@ -30,9 +53,7 @@ class StopRequest:
         self._signum: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        # Of many processes, the handler of SIGTERM that `hearing_sigterm` left tells the others, and so has to stay.
-        ours = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
-        self._before = {signum: signal.signal(signum, self._ask) for signum in ours}
+        self._before = {signum: signal.signal(signum, self._ask) for signum in _ours()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:

@@ -162,9 +162,10 @@ def train_sentencepiece(
         )
     marks = [usual_name(role) for role in roles]
     writer = io.BytesIO()
+    sample = _sample(texts, sample_characters, seed)  # what cannot be read says so itself
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(_sample(texts, sample_characters, seed)),
+            sentence_iterator=_sentences(sample),
             model_writer=writer,
             vocab_size=vocab_size,
             model_type=model_type,

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -178,6 +179,15 @@ def test_a_vocabulary_smaller_than_the_characters_need(english):
 def test_no_text_to_train_on(texts):
     with pytest.raises(ValueError, match=r"vocab_size=400|could not make 400 pieces"):
         train_sentencepiece(texts, 400)
+
+
+def test_text_that_cannot_be_read_is_not_called_short():
+    def texts() -> Iterator[str]:
+        yield "the first document"
+        raise ValueError("a.csv has no column 'text'")
+
+    with pytest.raises(ValueError, match=r"a\.csv has no column 'text'"):
+        train_sentencepiece(texts(), 400)
 
 
 def test_long_lines_and_reserved_characters_are_learned_from(english):

@@ -213,6 +213,11 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str]):
     assert all(word in out for word in ("jumok say", "Says something.", "--what", "how often", "--json"))
 
 
+def test_a_title_is_not_broken_at_the_width_of_its_table(capsys: pytest.CaptureFixture[str]):
+    Console().table("runs/transformer-tiny at step 20", ("", ""), [("tokens", 617)])
+    assert capsys.readouterr().out == "runs/transformer-tiny at step 20\ntokens  617\n"
+
+
 def test_mistakes_in_the_words_are_refused(capsys: pytest.CaptureFixture[str]):
     assert "no command 'sya'; the nearest is 'say'" in refusal(capsys, "sya")
     assert "no command 'group tow'; the nearest is 'group two'" in refusal(capsys, "group", "tow")
@@ -225,15 +230,24 @@ def test_mistakes_in_the_words_are_refused(capsys: pytest.CaptureFixture[str]):
 
 def test_mistakes_in_the_words_of_a_recipe_are_refused(capsys: pytest.CaptureFixture[str]):
     assert "no recipe 'smok'; the nearest is 'smoke'" in refusal(capsys, "train", "smok")
+    assert "no recipe 'gpt2'; the nearest is 'gpt2-124m'" in refusal(capsys, "train", "gpt2")
+    assert "no recipe 'smokey'; the nearest is 'smoke'" in refusal(capsys, "train", "smokey")
     assert "--model.num-layers" in refusal(capsys, "train", "smoke", "--model.num_layer", "3")
     assert "the nearest is --model.num-layers" in refusal(capsys, "train", "smoke", "--num-layers", "3")
     assert "the nearest is --optimizer.learning-rate" in refusal(capsys, "train", "--learning-rate", "3")
+    assert "the nearest is --optimizer.learning-rate" in refusal(capsys, "train", "--optimizer.lr", "3")
+    assert "the nearest is --batch-size" in refusal(capsys, "train", "--bs", "3")
     assert "a recipe stands before the options" in refusal(capsys, "train", "--steps", "3", "smoke")
     assert "'rsm'" in refusal(capsys, "train", "smoke", "--model.norm", "rsm")
     assert "nowhere.json cannot be read" in refusal(capsys, "train", "nowhere.json")
     assert "cannot be found" in refusal(capsys, "train", "no.such.module:run")
     assert "cannot be found" in refusal(capsys, "train", "train.recipes:nothing")
     assert "must return a RunConfig, got list" in refusal(capsys, "train", "builtins:list")
+
+
+def test_a_run_in_the_place_of_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    assert f"the nearest is '{tmp_path}/config.json'" in refusal(capsys, "train", str(tmp_path))
 
 
 def options(command: Callable[..., Any], *words: str) -> Any:

@@ -97,6 +97,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         assert not list(tmp_path.iterdir()), "something was written"
         assert err.startswith("jumok: ")
         assert out.count("\n") <= 1, out
+        assert not out or out.endswith("\n"), f"{out!r} was shown before the refusal"
         return err.removeprefix("jumok: ").strip()
 
     return refusal

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from train.signals import hearing_sigterm
+from train.signals import hearing_sigterm, held
 
 pytestmark = pytest.mark.core
 
@@ -33,3 +33,17 @@ def test_a_handler_in_c_hears_of_sigterm_beside_python():
         signal.signal(signal.SIGTERM, before)
         os.close(heard)
         os.close(written)
+
+
+def test_a_signal_waits_while_it_is_held_and_is_heard_then():
+    reached: list[str] = []
+
+    def compile_something() -> None:
+        with held():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_something()
+    assert reached == ["the end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
