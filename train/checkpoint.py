@@ -162,12 +162,13 @@ class Checkpoints:
         manifest = json.loads(json_text({"format": FORMAT, "step": step, "record": record, "arrays": arrays}))
         manifest["sha256"] = _sha256(manifest)
         saved = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()}
-        handlers = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS) for item in trees}
+        handlers: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS) for item in trees}
+        handlers[_MANIFEST] = ocp.JsonCheckpointHandler()
         # One for each save: after a failure Orbax would raise what is left of it at the next. Folders are made at once:
         # made in the background, where they cannot be, five minutes of other threads' waiting for them keep the process
         # from ending.
         orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(**handlers, **{_MANIFEST: ocp.JsonCheckpointHandler()}),
+            ocp.CompositeCheckpointHandler(**handlers),
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
