@@ -133,7 +133,8 @@ class Decoder(nnx.Module):
         `layers` is `stack.unstacked()`. Returns the normed hidden states [B, L, D] and the caches with the new keys and
         values.
         """
-        x_BLD = self.embed(tokens_BL, slots_BL)
+        # Padding, where devices share the length, may lie behind the last position there is.
+        x_BLD = self.embed(tokens_BL, jnp.minimum(slots_BL, self.config.max_length - 1))
         mask = Mask(causal=True, q_index_BL=slots_BL)
         context = Context(mask, self.rope(slots_BL), slots_BL=slots_BL)
         new_caches = []

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import itertools
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -36,9 +37,14 @@ def parse(command: Callable[..., Any], words: Sequence[str], name: str) -> Reque
     first word may be a recipe, whose values the options override, beside options that a subclass adds.
 
     Raises:
-        ValueError: unknown options, naming the nearest, and bad or missing values.
+        ValueError: unknown options, naming the nearest, bad or missing values, and words that are not UTF-8.
         SystemExit: `--help` was shown.
     """
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # which Python makes of bytes that are no text
+            raise ValueError(
+                f"the word {os.fsencode(word)!r} is not UTF-8; neither texts nor names of files may be other"
+            )
     kind = next(iter(typing.get_type_hints(command).values()))
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     description = inspect.cleandoc(kind.__doc__ or "").split("\n\nAttributes:")[0]

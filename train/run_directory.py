@@ -49,6 +49,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.starts = self.path / "starts.jsonl"  # a row each time that it was started: where, and what it needs there
         self.samples = self.path / "samples.jsonl"  # a row for each text that it wrote on its way
+        self.figures = self.path / "held_out.jsonl"  # a row: what all the held-out data said when it ended
         self.page = self.path / "report.html"
 
     def __str__(self) -> str:
@@ -80,6 +81,11 @@ class RunDirectory:
         except OSError as error:
             raise ValueError(f"{self.config} cannot be read: {first_line(error)}") from error
         return json_object(content, str(self.config))
+
+    def read_figures(self, step: int) -> dict[str, Any]:
+        """What all the held-out data said of a run that ended after this step; nothing where it did not."""
+        row = next(iter(read_rows(self.figures)), {})
+        return row if row.pop("step", None) == step else {}
 
     def write_traceback(self, text: str, kind: str = "traceback") -> epath.Path:
         """Keeps the traceback of a failure in a file of its own, whose name begins with `kind`; returns its path."""

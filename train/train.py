@@ -160,7 +160,7 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int, rewo
         last = min(config.steps, step + (config.stop_after or config.steps))
         if step >= last:
             console.say(f"{run}: nothing left to do, {step} of {config.steps} steps are done")
-            return _result(run, config, record, loader)
+            return _result(run, config, record | {"figures": run.read_figures(step) or record["figures"]}, loader)
 
         if whole is None:
             whole = compile_whole()
@@ -263,6 +263,9 @@ def _train(config: RunConfig, console: Console, began: float, skip_to: int, rewo
         if stopped := stop_request.heard:
             line.note(f"stopped after step {step}, the last, saved; what comes after it was broken off")
             raise stopped
+        if jax.process_index() == 0:
+            with writing(run.path):
+                write_rows(run.figures, [{"step": step, **record["figures"]}])
         console.say(f"where the time went: {time_use.summary()}")
 
     params = state.params
@@ -320,7 +323,7 @@ def _refuse_other_configuration(run: RunDirectory, config: RunConfig) -> None:
         shown = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in changed)
         raise ValueError(
             f"{run} holds a run of another configuration ({shown}); "
-            "give another --run-dir, or the options that it was begun with"
+            f"give another --run-dir (--from {run} starts it from these weights), or the options that it was begun with"
         )
 
 

@@ -245,6 +245,10 @@ def test_mistakes_in_the_words_of_a_recipe_are_refused(capsys: pytest.CaptureFix
     assert "must return a RunConfig, got list" in refusal(capsys, "train", "builtins:list")
 
 
+def test_words_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert r"the word b'\xffab' is not UTF-8" in refusal(capsys, "train", "smoke", "--sample.prompt", "\udcffab")
+
+
 def test_a_run_in_the_place_of_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     assert f"the nearest is '{tmp_path}/config.json'" in refusal(capsys, "train", str(tmp_path))

@@ -13,6 +13,7 @@ from data.tokenizers.plain import ByteTokenizer
 from data.tokenizers.sentence_piece import train_sentencepiece
 from model.beam import Beam
 from model.decode import Sampling
+from model.decoder import DecoderConfig
 from model.encoder import EncoderConfig
 from model.encoder_decoder import EncoderDecoderConfig
 from model.parameters import merge
@@ -22,9 +23,10 @@ from train.console import Console
 from train.generate import Arguments, Continuation, Writer
 from train.generate import main as generate
 from train.load import LoadedRun, load_run
-from train.mesh import MeshConfig
+from train.mesh import MeshConfig, make_mesh
 from train.objectives.denoising import DenoisingConfig
 from train.objectives.masked_lm import MaskedLMConfig
+from train.state import blueprint
 from train.translate import Translator
 
 GREEDY = Sampling(temperature=0)
@@ -83,6 +85,16 @@ def test_any_mesh_writes_the_same(writer, uninterrupted):
     other = Writer(run.plan, run.params, run.tokenizer, run.mesh)
     prompts = ["the ", "License"]
     assert [c.tokens for c in written(other, prompts, 20)] == [c.tokens for c in written(writer, prompts, 20)]
+
+
+def test_a_length_that_devices_do_not_share_evenly_is_no_matter():
+    plan = blueprint(DecoderConfig(num_layers=1, model_dim=32, num_heads=4, vocab_size=257, max_length=30))
+    params, prompt = plan.init(0), "a prompt of 23 letters."
+    one, four = (
+        written(Writer(plan, params, ByteTokenizer(), make_mesh(mesh)), [prompt], 4)[0].log_probabilities
+        for mesh in (MeshConfig(), MeshConfig(data=2, context=4))
+    )
+    np.testing.assert_allclose(four, one, rtol=1e-5)
 
 
 def test_the_seed_and_the_place_decide_and_not_the_company(writer):

@@ -47,7 +47,8 @@ def test_a_run_there_is_the_run_on_a_disk(small, uninterrupted, bucket: ObjectSt
     assert learned(RUN) == learned(config.run_dir)
     assert digests(RUN, 10) == digests(config.run_dir, 10)
     assert {name for name in bucket.store if "/checkpoints/" not in name} == {
-        f"/bucket/run/{name}" for name in ("config.json", "metrics.jsonl", "starts.jsonl", "report.html")
+        f"/bucket/run/{name}"
+        for name in ("config.json", "metrics.jsonl", "starts.jsonl", "held_out.jsonl", "report.html")
     } | {name for name in bucket.store if "/tokenizer/" in name}
 
     text = Path(small.data.path).read_bytes()

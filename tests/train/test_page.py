@@ -69,13 +69,14 @@ def page(
     samples: list[dict[str, Any]] | None = None,
     name: str = "runs/mine",
     status: str = "running",
+    figures: dict[str, Any] | None = None,
 ) -> str:
     config, history = config or config_of(), History()
     for each in [row(step) for step in range(1, 11)] if rows is None else rows:
         history.add(each)
     starts = [start(config)] if starts is None else starts
     declared = DECLARED if config.model == MODEL else blueprint(config.model).declared
-    return page_of(name, config, declared, history, status, starts, samples or [])
+    return page_of(name, config, declared, history, status, starts, samples or [], figures or {})
 
 
 class Seen(HTMLParser):
@@ -284,7 +285,7 @@ def test_a_long_run_has_a_small_page(tmp_path: Path):
     assert all(len(curve) <= 16_000 for curve in history.curves.values())
     assert max(point.value for point in history.curve("learning/loss", 640)) == 1e4
     config = config_of(steps=170_000)
-    text = page_of("long", config, DECLARED, history, "finished", [], [])
+    text = page_of("long", config, DECLARED, history, "finished", [], [], {})
     assert len(text) < 600_000
     assert is_harmless(text)
 
@@ -346,7 +347,7 @@ def test_samples_of_a_lost_stretch_are_replaced(tmp_path: Path):
     history = History()
     history.add(row(3))
     config = config_of()
-    text = page_of("x", config, DECLARED, history, "running", [], read_rows(run.samples))
+    text = page_of("x", config, DECLARED, history, "running", [], read_rows(run.samples), {})
     assert texts(text, "summary")[0] == "after step 2"
 
 

@@ -177,6 +177,15 @@ def test_a_finished_run_says_so(uninterrupted, tmp_path, capsys):
     assert contents(copy) == before
 
 
+def test_what_all_the_held_out_text_said_is_kept(small, tmp_path):
+    run = tmp_path / "run"
+    config = dataclasses.replace(small, evaluate=dataclasses.replace(small.evaluate, tokens=40), steps=1)
+    result = train(config, run)
+    assert result["evaluation"]["tokens"] > rows(run)[-1]["eval/tokens"]
+    assert train(config, run) == result
+    assert f"<dd>{result['evaluation']['nats_per_token']:.4g}</dd>" in (run / "report.html").read_text()
+
+
 @pytest.mark.core
 def test_flipped_bits_are_found_and_the_run_goes_on_from_before(small, run, capsys, uninterrupted):
     flip_bits(run, 6)

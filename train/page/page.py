@@ -95,7 +95,8 @@ def write_page(
     if status == "stopped" and count_of(history.last, "step") >= config.steps:
         status = "finished"
     starts = [row for row in read_rows(run.starts) if "step" in row]
-    text = page_of(str(run), config, declared, history, status, starts, read_rows(run.samples))
+    figures = run.read_figures(count_of(history.last, "step"))
+    text = page_of(str(run), config, declared, history, status, starts, read_rows(run.samples), figures)
     write_atomically(run.page, text)
 
 
@@ -107,8 +108,9 @@ def page_of(
     status: str,
     starts: Sequence[Mapping[str, Any]],
     samples: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Any],
 ) -> str:
-    """The page as HTML; `starts` and `samples` are the rows of their files."""
+    """The page as HTML; `starts` and `samples` are the rows of their files, `figures` those of all held-out data."""
     mesh = mesh_of(starts[-1]) if starts else None
     sections = {
         "Curves": curves(history, starts),
@@ -129,17 +131,17 @@ def page_of(
         element("style", css),
     )
     body = [element("section", element("h2", title), content) for title, content in sections.items() if content]
-    page = element("html", head, element("body", _header(name, config, history, status), *body), lang="en")
+    page = element("html", head, element("body", _header(name, config, history, status, figures), *body), lang="en")
     return f"<!DOCTYPE html>\n{page}\n"
 
 
-def _header(name: str, config: RunConfig, history: History, status: str) -> Html:
+def _header(name: str, config: RunConfig, history: History, status: str, figures: Mapping[str, Any]) -> Html:
     """What the run is, how far it is, and its last figures."""
     model, step, (state, _, reason) = kept_config(config.model), count_of(history.last, "step"), status.partition(": ")
     kind = f"{config.name} · {family_name(model).replace('_', ' ')} · {count_parameters(model):,} parameters"
     tiles = [
         element("div", element("dt", label), element("dd", value), element("small", unit))
-        for label, value, unit in _tiles(config, history, runs=state == "running")
+        for label, value, unit in _tiles(config, history, figures, runs=state == "running")
     ]
     written = f"Written {time.strftime('%Y-%m-%d %H:%M:%S %Z')}. "
     if state == "running":
@@ -159,7 +161,9 @@ def _header(name: str, config: RunConfig, history: History, status: str) -> Html
     )
 
 
-def _tiles(config: RunConfig, history: History, *, runs: bool) -> Iterator[tuple[str, str, str]]:
+def _tiles(
+    config: RunConfig, history: History, figures: Mapping[str, Any], *, runs: bool
+) -> Iterator[tuple[str, str, str]]:
     """The last figures: what each is, its value, and its unit."""
     last, step = history.last, count_of(history.last, "step")
     yield "Step", f"{step:,}", f"of {config.steps:,}"
@@ -167,7 +171,8 @@ def _tiles(config: RunConfig, history: History, *, runs: bool) -> Iterator[tuple
     yield "Training loss", figure(last.get(LOSS)), "nats"
     for name in [name for name in evaluations(history) if name != "eval/perplexity"][:2]:
         title, unit = title_of(name)
-        yield title.replace("Loss", "Held-out loss"), figure(history.curves[name][-1].value), unit or HELD_OUT
+        value = figures.get(name.removeprefix("eval/"), history.curves[name][-1].value)
+        yield title.replace("Loss", "Held-out loss"), figure(value), unit or HELD_OUT
     yield "Speed", figure(last.get(SPEED)), "tokens/s a device"
     if is_number(utilisation := last.get(MFU)):
         yield "MFU", share(utilisation), "of the peak"
