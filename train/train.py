@@ -39,7 +39,7 @@ from train.held_out import HeldOut, summary
 from train.load import load_source, open_dataset, preparation_of, tokenizer_of, with_classes
 from train.memory import compile_that_fits, explained, step_bytes
 from train.mesh import make_mesh, place_batch
-from train.metrics import Metrics, ProgressLine, WandbRun, find_wandb, first_row
+from train.metrics import Metrics, ProgressLine, first_row
 from train.objectives.objective import WindowObjective
 from train.page.page import Page
 from train.perplexity import unigram_score
@@ -53,6 +53,7 @@ from train.signals import Stopped, StopRequest
 from train.spikes import Spike, SpikeWatch
 from train.state import TrainState
 from train.time_use import TimeUse
+from train.wandb_run import WandbRun, find_wandb
 from train.watchdog import Watchdog
 
 

@@ -21,8 +21,9 @@ from tensorboardX.proto import event_pb2
 
 from train import metrics as metrics_module
 from train.hardware import find_hardware, memory_in_use, memory_limit, mfu, peak_flops
-from train.metrics import Metrics, ProgressLine, WandbRun, find_wandb
+from train.metrics import Metrics, ProgressLine
 from train.run_directory import RunDirectory, is_local, write_rows
+from train.wandb_run import WandbRun, find_wandb
 
 Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
