@@ -19,8 +19,6 @@ from train.samples import Samples
 from train.state import blueprint
 from train.train import main
 
-pytestmark = pytest.mark.core
-
 MEMORY = 6_000_000  # bytes a device
 GIVEN = re.compile(r"((?:--[\w.-]+ \S+ ?)+)\((\S+) MiB\)")
 
@@ -66,6 +64,7 @@ def test_what_does_not_fit_is_refused_and_its_remedies_fit(wide: RunConfig, monk
     assert main(with_options(wide, remedies[1][0]), Console())["step"] == 2
 
 
+@pytest.mark.core
 def test_a_device_that_runs_out_while_training_says_so(wide: RunConfig, after_each_step: Any):
     def run_out(state: Any, metrics: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345 bytes.")
@@ -78,6 +77,7 @@ def test_a_device_that_runs_out_while_training_says_so(wide: RunConfig, after_ea
         main(wide, Console())
 
 
+@pytest.mark.core
 def test_a_device_that_runs_out_beside_the_steps_says_where(
     wide: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -95,6 +95,7 @@ def test_a_device_that_runs_out_beside_the_steps_says_where(
         samples.write(1, {})
 
 
+@pytest.mark.core
 def test_other_failures_stay_what_they_are(wide: RunConfig, after_each_step: Any):
     def fail(state: Any, metrics: Any) -> Any:
         raise jax.errors.JaxRuntimeError("INTERNAL: a cable was pulled")
