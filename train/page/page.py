@@ -172,7 +172,8 @@ def _tiles(
     for name in [name for name in evaluations(history) if name != "eval/perplexity"][:2]:
         title, unit = title_of(name)
         value = figures.get(name.removeprefix("eval/"), history.curves[name][-1].value)
-        yield title.replace("Loss", "Held-out loss"), figure(value), unit or HELD_OUT
+        of = f"all {HELD_OUT}" if figures else HELD_OUT  # the curves may be of a part
+        yield title.replace("Loss", "Held-out loss"), figure(value), unit or of
     yield "Speed", figure(last.get(SPEED)), "tokens/s a device"
     if is_number(utilisation := last.get(MFU)):
         yield "MFU", share(utilisation), "of the peak"
