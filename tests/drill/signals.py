@@ -98,7 +98,7 @@ def drill_of_long_steps(folder: Path) -> dict[str, float]:
     """A second writer, a second SIGTERM, and a single one, in steps that take seconds."""
     run = Stopping(folder / "long", "--data.path", make_text(folder), *_LONG, "--sample.tokens", 0)
     process = run.start()
-    run.wait(process, (run.folder / "config.json").exists)
+    run.wait(process, (run.folder / "starts.jsonl").exists)  # the last file before its first step
     files = run.files()
     second = Run(run.folder, "--data.path", make_text(folder), *_LONG, "--sample.tokens", 0)
     second.log = folder / "second.log"
