@@ -70,12 +70,18 @@ class Format(ABC):
         """The stored bytes of the part's whole file."""
         return stored_bytes(part.path)
 
-    @abstractmethod
     def last_tenth(self, part: Part) -> int | None:
         """The place where about a last tenth of the whole file begins; None where it is too small for one.
 
         Of a compressed file it is remembered, since all of it is read for that.
         """
+        if not is_compressed(part.path):
+            return self._last_tenth(part)
+        return file_fact(part.path, f"tenth-{type(self).__name__}", lambda: self._last_tenth(part))
+
+    @abstractmethod
+    def _last_tenth(self, part: Part) -> int | None:
+        """The same, found anew."""
 
     def is_divisible(self, part: Part) -> bool:
         """Whether the part's pieces can be read apart, without each reading all that lies before it."""
@@ -121,23 +127,19 @@ class _Text(Format):
     def length(self, part: Part) -> int:
         return content_bytes(part.path)
 
-    def last_tenth(self, part: Part) -> int | None:
+    def _last_tenth(self, part: Part) -> int | None:
         """After a line feed where one is near, or else before a character."""
-
-        def find() -> int | None:
-            size = self.length(part)
-            if size < 2:
-                return None
-            target = max(1, size * 9 // 10)
-            with opened(part.path, target) as (content, _):
-                after = content.read(_NEAR)
-            line_feed = after.find(b"\n", 0, size - target - 1)  # not the very last one
-            if line_feed >= 0:
-                return target + line_feed + 1
-            first = next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), None)
-            return target + first if first is not None else None
-
-        return file_fact(part.path, "tenth-text", find) if is_compressed(part.path) else find()
+        size = self.length(part)
+        if size < 2:
+            return None
+        target = max(1, size * 9 // 10)
+        with opened(part.path, target) as (content, _):
+            after = content.read(_NEAR)
+        line_feed = after.find(b"\n", 0, size - target - 1)  # not the very last one
+        if line_feed >= 0:
+            return target + line_feed + 1
+        first = next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), None)
+        return target + first if first is not None else None
 
     def _place_from(self, part: Part, target: int) -> int | None:
         """After a run of line feeds, which no token crosses where `Tokenizer.cuts`."""
@@ -199,7 +201,7 @@ class _Records(Format):
     def length(self, part: Part) -> int:
         return file_fact(part.path, "records", lambda: sum(1 for _ in self._records(Part(part.path), None)))
 
-    def last_tenth(self, part: Part) -> int | None:
+    def _last_tenth(self, part: Part) -> int | None:
         records = self.length(part)
         return records - max(1, records // 10) if records > 1 else None
 
@@ -240,23 +242,19 @@ class _JsonLines(_Records):
     def length(self, part: Part) -> int:
         return content_bytes(part.path)
 
-    def last_tenth(self, part: Part) -> int | None:
+    def _last_tenth(self, part: Part) -> int | None:
         """After the line that the target lies in; or before the last record, where none follows."""
-
-        def find() -> int | None:
-            target = max(1, self.length(part) * 9 // 10)
-            with opened(part.path, target - 1) as (content, _):
-                place = target - 1 + len(content.readline())
-                follows = any(line.strip() for line in content)
-            with opened(part.path) as (content, _):
-                starts = _starts_of_lines(content)
-                first = next(starts, None)
-                if follows and first is not None and first < place:
-                    return place
-                last = deque(starts, maxlen=1)
-            return last[0] if last else None
-
-        return file_fact(part.path, "tenth-lines", find) if is_compressed(part.path) else find()
+        target = max(1, self.length(part) * 9 // 10)
+        with opened(part.path, target - 1) as (content, _):
+            place = target - 1 + len(content.readline())
+            follows = any(line.strip() for line in content)
+        with opened(part.path) as (content, _):
+            starts = _starts_of_lines(content)
+            first = next(starts, None)
+            if follows and first is not None and first < place:
+                return place
+            last = deque(starts, maxlen=1)
+        return last[0] if last else None
 
     def _records(self, part: Part, reading: Reading | None) -> Iterator[tuple[int, bytes, int]]:
         place, stop = part.start, sys.maxsize if part.stop is None else part.stop

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from etils.epath import backend
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 
@@ -32,6 +34,10 @@ class ObjectStore(MemoryFileSystem):
         super().__init__()
         self.store, self.pseudo_dirs = {}, [""]
         self.is_full = False  # whether it refuses what is written to it by HTTP
+
+    def replace_gs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Makes it what gs:// is in a test."""
+        monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda *_: self)
 
     def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:
         """Makes nothing: there are no folders."""

@@ -1,7 +1,8 @@
 """What a step needs of a device's memory, as its compiler says, and what would fit where that is too much."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -58,27 +59,26 @@ def compile_that_fits(program: Program, row: Mapping[str, np.ndarray], console: 
     return compiled
 
 
-@contextlib.contextmanager
-def explained(program: Program, row: Mapping[str, np.ndarray], needed: int, console: Console) -> Iterator[None]:
+def explained(
+    program: Program, row: Mapping[str, np.ndarray], needed: int, console: Console
+) -> AbstractContextManager[None]:
     """Raises RuntimeError, with remedies, where a device runs out of memory here though the step should fit."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        said = _too_large(program, row, needed, int(_MARGIN * needed), console)
-        raise RuntimeError(f"a device has run out of memory: beside all else, {said}") from error
+    return _explaining(lambda: f": beside all else, {_too_large(program, row, needed, int(_MARGIN * needed), console)}")
+
+
+def explained_beside_steps(what: str, remedy: str) -> AbstractContextManager[None]:
+    """Raises RuntimeError, with a remedy, where a device runs out of memory in what a run does beside its steps."""
+    return _explaining(lambda: f" while {what}; {remedy}")
 
 
 @contextlib.contextmanager
-def explained_beside_steps(what: str, remedy: str) -> Iterator[None]:
-    """Raises RuntimeError, with a remedy, where a device runs out of memory in what a run does beside its steps."""
+def _explaining(how: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        raise RuntimeError(f"a device has run out of memory while {what}; {remedy}") from error
+        raise RuntimeError(f"a device has run out of memory{how()}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

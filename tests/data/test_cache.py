@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from etils.epath import backend
 from object_store import ObjectStore
 
 from data import cache
@@ -92,7 +91,7 @@ def test_facts_are_remembered_until_the_file_changes(tmp_path):
 
 def test_facts_of_a_file_elsewhere_are_remembered_by_the_process(monkeypatch):
     store, path = ObjectStore(), "gs://bucket/file"
-    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
+    store.replace_gs(monkeypatch)
     monkeypatch.setattr(cache, "_remote_facts", {})
     store.write("/bucket/file", b"one")
     assert file_fact(path, "fact", lambda: "first") == "first"

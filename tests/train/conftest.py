@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etils.epath import backend
 from object_store import ObjectStore, serve
 
 from data.dataset import DataConfig
@@ -79,7 +78,7 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Object
     """What gs:// is in this test, empty at its start, with heartbeats that are quick enough for it."""
     object_store.store.clear()
     object_store.is_full = False
-    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: object_store)
+    object_store.replace_gs(monkeypatch)
     monkeypatch.setattr(run_directory, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(run_directory, "STALE_SECONDS", 0.3)
     monkeypatch.setattr(run_directory, "_SETTLE_SECONDS", 0.02)
